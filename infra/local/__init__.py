@@ -1,0 +1,1 @@
+"""The embedded stack: every server as a local process."""

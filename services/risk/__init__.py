@@ -1,0 +1,1 @@
+"""Payment fraud: a decision for each transaction."""

@@ -1,0 +1,1 @@
+"""The SDK: publish events, read decisions."""

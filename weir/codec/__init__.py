@@ -1,0 +1,1 @@
+"""Avro, Confluent framing and schema ids."""

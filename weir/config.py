@@ -1,0 +1,159 @@
+"""Settings: one TOML file and the environment, read once at start, validated, passed down.
+
+The file is `$WEIR_CONFIG`, else `./weir.toml`, else the one that `weir up` writes for its own stack
+(`.weir/run/weir.toml`). `WEIR_<SECTION>_<FIELD>` in the environment wins over the file.
+"""
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+from weir.errors import ConfigError
+
+EMBEDDED_CONFIG = Path(".weir/run/weir.toml")
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+def config_path() -> Path | None:
+    """The settings file in force, or None when there is none.
+
+    Raises:
+        ConfigError: `WEIR_CONFIG` names a file that does not exist.
+    """
+    named = os.environ.get("WEIR_CONFIG")
+    if named:
+        path = Path(named)
+        if not path.is_file():
+            raise ConfigError(f"WEIR_CONFIG names {path}, which is not a file. Correct it, or unset it.")
+        return path
+    return next((path for path in (Path("weir.toml"), EMBEDDED_CONFIG) if path.is_file()), None)
+
+
+def read_config(path: Path | None) -> dict[str, Any]:
+    """The file's tables; an empty dict for None.
+
+    Raises:
+        ConfigError: unreadable, or not TOML.
+    """
+    if path is None:
+        return {}
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: {error}. Correct the file.") from error
+
+
+class WeirSettings(BaseModel):
+    """One section of the settings; a subclass names its section and its fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    section: ClassVar[str]
+
+    @classmethod
+    def load(cls, path: Path | None = None, **overrides: Any) -> Self:
+        """This section from the file, the environment and `overrides`, each winning over the one before.
+
+        Raises:
+            ConfigError: the first field that is wrong, where it was set and what it must be.
+        """
+        path = path if path is not None else config_path()
+        table = read_config(path).get(cls.section, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"{path}: [{cls.section}] must be a table.")
+        prefix = f"WEIR_{cls.section.upper()}_"
+        environment = {
+            name: os.environ[prefix + name.upper()]
+            for name in cls.model_fields
+            if prefix + name.upper() in os.environ
+        }
+        try:
+            return cls.model_validate(
+                {**table, **environment, **overrides}, context={"path": path, "environment": environment}
+            )
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"]) or cls.section
+            top = str(first["loc"][0]) if first["loc"] else ""
+            where = (
+                f"{prefix}{top.upper()}"
+                if top in environment
+                else f"{path or 'settings'} [{cls.section}] {field}"
+            )
+            raise ConfigError(f"{where}: {first['msg']}. Correct it, or delete it for the default.") from None
+
+
+class KafkaSettings(WeirSettings):
+    """[kafka] or WEIR_KAFKA_*: how to reach the brokers."""
+
+    section: ClassVar[str] = "kafka"
+
+    bootstrap_servers: str = Field("localhost:9092", description="host:port, comma separated")
+    security_protocol: str = Field("PLAINTEXT", pattern="^(PLAINTEXT|SSL|SASL_PLAINTEXT|SASL_SSL)$")
+    ssl_ca: Path | None = None
+    ssl_certificate: Path | None = None
+    ssl_key: Path | None = None
+    sasl_mechanism: str = Field("SCRAM-SHA-512", pattern="^(PLAIN|SCRAM-SHA-256|SCRAM-SHA-512)$")
+    sasl_username: str | None = None
+    sasl_password: SecretStr | None = None
+
+
+class TopicSettings(WeirSettings):
+    """[topics] or WEIR_TOPICS_*: the names, and how topics are made when they are missing."""
+
+    section: ClassVar[str] = "topics"
+
+    transactions: str = "bank.transactions"
+    labels: str = "bank.labels"
+    decisions: str = "weir.decisions"
+    risk_dlq: str = "weir.risk.dlq"
+    partitions: int = Field(4, ge=1, le=10_000)
+    replication_factor: int = Field(1, ge=1, le=16)
+
+
+class TritonSettings(WeirSettings):
+    """[triton] or WEIR_TRITON_*: how to reach the inference server (gRPC)."""
+
+    section: ClassVar[str] = "triton"
+
+    endpoint: str = Field("localhost:8001", description="host:port of the gRPC service")
+    tls: bool = False
+    ssl_ca: Path | None = None
+    ssl_certificate: Path | None = None
+    ssl_key: Path | None = None
+
+
+class KeyServiceSettings(WeirSettings):
+    """[keys] or WEIR_KEYS_*: how a client reaches the key service; its certificate names its role."""
+
+    section: ClassVar[str] = "keys"
+
+    endpoint: str = Field("localhost:7443", description="host:port of the gRPC service")
+    tls: bool = True
+    ssl_ca: Path | None = None
+    ssl_certificate: Path | None = None
+    ssl_key: Path | None = None
+
+
+class RegistrySettings(WeirSettings):
+    """[registry] or WEIR_REGISTRY_*: a Schema Registry by URL, else the repository's own file."""
+
+    section: ClassVar[str] = "registry"
+
+    url: str | None = None
+    username: str | None = None
+    password: SecretStr | None = None
+    ssl_ca: Path | None = None
+
+
+class LogSettings(WeirSettings):
+    """[log] or WEIR_LOG_*."""
+
+    section: ClassVar[str] = "log"
+
+    format: str = Field("human", pattern="^(human|json)$")
+    level: str = Field("info", pattern="^(debug|info|warning|error)$")

@@ -1,0 +1,1 @@
+"""Envelopes: who may read a decision."""

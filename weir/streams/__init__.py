@@ -1,0 +1,1 @@
+"""Batch streaming on Faust: one record batch a partition a fetch."""
