@@ -1,0 +1,167 @@
+"""How every part of Weir reaches Kafka: settings become a client's options, its failures one clear line."""
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.conn import create_conn
+from aiokafka.errors import KafkaConnectionError, KafkaError
+
+from weir.config import KafkaSettings
+from weir.errors import AccessDenied, ConfigError, NeighbourUnavailable, WeirError
+
+# A laptop's broker answers in milliseconds; a far one within this, or the person should hear of it.
+PROBE_TIMEOUT_MS = 10_000
+
+
+def ssl_context(settings: KafkaSettings) -> ssl.SSLContext | None:
+    """The TLS side of `settings`; None when the protocol has none. With a certificate it is mutual TLS.
+
+    Raises:
+        ConfigError: a file is missing, is not PEM, or certificate and key do not belong together.
+    """
+    if settings.security_protocol not in ("SSL", "SASL_SSL"):
+        return None
+    if settings.ssl_key and not settings.ssl_certificate:
+        raise ConfigError("[kafka] ssl_key is set without ssl_certificate. Set both, or neither.")
+    try:
+        context = ssl.create_default_context(cafile=settings.ssl_ca)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"[kafka] ssl_ca {settings.ssl_ca}: {error}. It must be a readable PEM file."
+        ) from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if settings.ssl_certificate:
+        try:
+            # Without a password OpenSSL would ask the terminal for an encrypted key's; a service has none.
+            context.load_cert_chain(settings.ssl_certificate, settings.ssl_key, password="")
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(
+                f"[kafka] ssl_certificate {settings.ssl_certificate}, ssl_key {settings.ssl_key}: {error}. "
+                "Both must be readable, unencrypted PEM files that belong together."
+            ) from error
+    return context
+
+
+def client_options(settings: KafkaSettings) -> dict[str, Any]:
+    """Keyword arguments for any aiokafka client: servers, security protocol, TLS and SASL.
+
+    Raises:
+        ConfigError: TLS files that cannot be read, or SASL without a user name or a password.
+    """
+    options: dict[str, Any] = {
+        "bootstrap_servers": settings.bootstrap_servers,
+        "security_protocol": settings.security_protocol,
+        "ssl_context": ssl_context(settings),
+    }
+    if settings.security_protocol.startswith("SASL"):
+        if settings.sasl_username is None or settings.sasl_password is None:
+            raise ConfigError(
+                f"[kafka] security_protocol {settings.security_protocol} wants sasl_username and "
+                "sasl_password. Set both (the password best as WEIR_KAFKA_SASL_PASSWORD)."
+            )
+        options |= {
+            "sasl_mechanism": settings.sasl_mechanism,
+            "sasl_plain_username": settings.sasl_username,
+            "sasl_plain_password": settings.sasl_password.get_secret_value(),
+        }
+    return options
+
+
+async def connect(
+    client: AIOKafkaConsumer | AIOKafkaProducer | AIOKafkaAdminClient, settings: KafkaSettings
+) -> None:
+    """Start an aiokafka client made with `client_options(settings)`; when it cannot, say why.
+
+    Raises:
+        NeighbourUnavailable: nothing answers at the address.
+        AccessDenied: the broker answers, and refuses the password or the certificate.
+    """
+    try:
+        with _without_bootstrap_log():
+            await client.start()
+    except (KafkaError, OSError, TimeoutError) as error:
+        await (client.close() if isinstance(client, AIOKafkaAdminClient) else client.stop())
+        # aiokafka only says "Unable to bootstrap": ask one broker for the cause.
+        raise await why_unreachable(settings) or unavailable(settings, error) from error
+
+
+async def why_unreachable(settings: KafkaSettings) -> WeirError | None:
+    """Why the first broker that refuses does so, or None when one of them takes this client."""
+    options = client_options(settings)
+    reason: WeirError | None = None
+    for server in str(options.pop("bootstrap_servers")).split(","):
+        host, _, port = server.strip().rpartition(":")
+        try:
+            connection = await create_conn(
+                host.strip("[]"), int(port), request_timeout_ms=PROBE_TIMEOUT_MS, **options
+            )
+        except ValueError:
+            # A SCRAM server that cannot prove that it knows the password, or a port that is no number.
+            if not port.isdecimal():
+                return ConfigError(f"[kafka] bootstrap_servers: {server!r} is not host:port. Correct it.")
+            reason = AccessDenied(
+                f"Kafka at {server} failed the SCRAM exchange. Check [kafka] sasl_mechanism."
+            )
+        except ssl.SSLError as error:
+            reason = AccessDenied(
+                f"Kafka at {server}: TLS failed ({error.reason or error}). "
+                "Check [kafka] ssl_ca, ssl_certificate and that security_protocol fits the port."
+            )
+        except KafkaConnectionError as error:
+            reason = (
+                AccessDenied(
+                    f"Kafka at {server} closed the connection during the {settings.security_protocol} "
+                    "handshake. Check [kafka] security_protocol and the certificates."
+                )
+                if await _port_answers(host.strip("[]"), int(port))
+                else unavailable(settings, error)
+            )
+        except KafkaError as error:
+            reason = AccessDenied(
+                f"Kafka at {server} refuses user {settings.sasl_username}: {type(error).__name__}. "
+                "Check [kafka] sasl_username, sasl_password and sasl_mechanism."
+            )
+        except (OSError, TimeoutError) as error:
+            reason = unavailable(settings, error)
+        else:
+            connection.close()
+            return None
+    return reason
+
+
+def unavailable(settings: KafkaSettings, error: BaseException) -> NeighbourUnavailable:
+    """The one line for a broker that gives no answer."""
+    what = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
+    return NeighbourUnavailable(
+        f"Kafka at {settings.bootstrap_servers} gives no answer ({what}). "
+        "Check that it runs (`weir status`), or set [kafka] bootstrap_servers."
+    )
+
+
+async def _port_answers(host: str, port: int) -> bool:
+    try:
+        _, writer = await asyncio.wait_for(
+            asyncio.open_connection(host, port), timeout=PROBE_TIMEOUT_MS / 1000
+        )
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return True
+
+
+@contextmanager
+def _without_bootstrap_log() -> Iterator[None]:
+    """Keep aiokafka's own lines about an address that fails off the screen: ours says it once."""
+    log = logging.getLogger("aiokafka")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
