@@ -1,0 +1,122 @@
+"""A Faust application whose agents work on record batches."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+import faust
+from faust.types import Message
+
+from weir.config import KafkaSettings
+from weir.kafka_options import client_options
+from weir.streams.batch import RecordBatch
+from weir.streams.transport import BatchTransport
+
+
+class _BatchSchema(faust.Schema):  # type: ignore[type-arg]  # not generic at run time
+    """Hands the batch through: what is in it is decoded together, by the agent's own codec."""
+
+    def loads_key(self, app: Any, message: Message, **_: Any) -> Any:
+        return message.key
+
+    def loads_value(self, app: Any, message: Message, **_: Any) -> Any:
+        return message.value
+
+
+class TakenBatch:
+    """A batch that an agent holds; `finish` it once its results are published."""
+
+    __slots__ = ("_app", "_message", "batch")
+
+    def __init__(self, app: "BatchApp", message: Message) -> None:
+        self._app, self._message = app, message
+        self.batch: RecordBatch = cast(Any, message).value
+
+    def finish(self) -> bool:
+        """Let the offset after the batch be committed; False when the partition is no longer ours."""
+        return self._app._finish(self._message)
+
+
+class BatchApp(faust.App):
+    """Faust, with batch topics: `batch_topic` declares one, `batches` is what its agent iterates.
+
+    Args:
+        id: the consumer group.
+        kafka: how the brokers are reached (TLS and SASL included).
+        batch_rows_max: records of one fetch over all partitions; bounds a batch and so its latency.
+        batches_waiting_max: batches fetched and not yet taken; beyond it the partition is paused.
+        drain_deadline_s: how long a rebalance or a stop waits for batches in flight.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        *,
+        kafka: KafkaSettings,
+        batch_rows_max: int = 2000,
+        batches_waiting_max: int = 16,
+        drain_deadline_s: float = 10.0,
+        commit_interval_s: float = 1.0,
+        **options: Any,
+    ) -> None:
+        self.kafka_options = client_options(kafka)
+        self.batch_topics: set[str] = set()
+        # A bank's producer may be transactional; what it aborted must not be decided on.
+        self.isolation_level = "read_committed"
+        self.drain_deadline_s = drain_deadline_s
+        self._taken: set[int] = set()
+        self._one_finished = asyncio.Event()
+        super().__init__(
+            id,
+            broker=";".join(f"kafka://{server.strip()}" for server in kafka.bootstrap_servers.split(",")),
+            broker_max_poll_records=batch_rows_max,
+            broker_commit_interval=commit_interval_s,
+            consumer_auto_offset_reset="earliest",
+            stream_buffer_maxsize=batches_waiting_max,
+            # Faust would create topics with its own defaults; `weir topics create` or the bank makes them.
+            topic_allow_declare=False,
+            topic_disable_leader=True,
+            stream_wait_empty=True,
+            store="memory://",
+            **options,
+        )
+
+    def _new_transport(self) -> BatchTransport:
+        return BatchTransport(self.conf.broker_consumer, self)
+
+    def _new_producer_transport(self) -> BatchTransport:
+        return BatchTransport(self.conf.broker_producer, self)
+
+    def batch_topic(self, name: str) -> Any:
+        """A topic whose agents receive `RecordBatch`es."""
+        self.batch_topics.add(name)
+        return self.topic(name, schema=_BatchSchema(), key_serializer="raw", value_serializer="raw")
+
+    async def batches(self, stream: Any) -> AsyncIterator[TakenBatch]:
+        """The batches of a batch topic, each to be finished by whoever takes it."""
+        async for event in stream.noack().events():
+            message = event.message
+            self._taken.add(id(message))
+            yield TakenBatch(self, message)
+
+    def _finish(self, message: Message) -> bool:
+        self._taken.discard(id(message))
+        self._one_finished.set()
+        return bool(cast(Any, self.consumer).finish(message))
+
+    async def drain(self) -> int:
+        """Wait until no agent holds a batch, at most the drain deadline; returns how many are left."""
+        deadline = time.monotonic() + self.drain_deadline_s
+        while self._taken and (left_s := deadline - time.monotonic()) > 0:
+            self._one_finished.clear()
+            try:
+                await asyncio.wait_for(self._one_finished.wait(), left_s)
+            except TimeoutError:
+                self.log.warning(
+                    "%d batches unfinished after %.1f s: they are read again.",
+                    len(self._taken),
+                    self.drain_deadline_s,
+                )
+        left, self._taken = len(self._taken), set()
+        return left

@@ -1,0 +1,134 @@
+"""Publishing a batch of results as one produce batch to one partition."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+
+from weir.config import KafkaSettings
+from weir.errors import NeighbourUnavailable
+from weir.kafka_options import client_options
+from weir.streams.app import TakenBatch
+
+
+@dataclass(frozen=True)
+class Output:
+    """Records for one partition of one topic, in order; the columns are of one length."""
+
+    topic: str
+    partition: int
+    keys: Sequence[bytes | None]
+    values: Sequence[bytes]
+    headers: Sequence[Sequence[tuple[str, bytes]]]
+    timestamps_ms: Sequence[int] | int = field(default=0)
+
+
+class Delivery(Protocol):
+    """How a batch's results reach Kafka and its offset is finished; the guarantee lives here."""
+
+    async def start(self) -> None:
+        """Connect."""
+
+    async def enqueue(self, taken: TakenBatch, outputs: Sequence[Output]) -> "asyncio.Future[None]":
+        """Hand the outputs over in order; the future is done once they are durable and the batch finished."""
+
+    async def stop(self) -> None:
+        """Flush and disconnect."""
+
+
+class AtLeastOnce:
+    """Idempotent producer, all replicas; the input's offset is finished after the broker's answer.
+
+    A crash between the two publishes a batch again, with the same decision ids.
+    """
+
+    def __init__(self, settings: KafkaSettings, *, client_id: str, compression: str | None = None) -> None:
+        self._settings = settings
+        self._options: dict[str, Any] = {
+            "client_id": client_id,
+            "enable_idempotence": True,
+            "acks": "all",
+            # 512 KiB holds several hundred decisions; a larger batch is split, in order.
+            "max_batch_size": 512 * 1024,
+            "compression_type": compression,
+            "linger_ms": 0,
+        }
+        self._producer: AIOKafkaProducer | None = None
+        self._waiting: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Connect to the brokers.
+
+        Raises:
+            NeighbourUnavailable: no broker answered.
+        """
+        producer = AIOKafkaProducer(**client_options(self._settings), **self._options)
+        try:
+            await producer.start()
+        except KafkaError as error:
+            await producer.stop()
+            raise NeighbourUnavailable(
+                f"Kafka at {self._settings.bootstrap_servers}: {error}. Try `weir doctor kafka`."
+            ) from error
+        self._producer = producer
+
+    async def partition_count(self, topic: str) -> int:
+        """How many partitions `topic` has."""
+        assert self._producer is not None
+        return len(await self._producer.partitions_for(topic))
+
+    async def enqueue(self, taken: TakenBatch, outputs: Sequence[Output]) -> "asyncio.Future[None]":
+        """Send each output as whole produce batches to its partition, in order."""
+        sent: list[asyncio.Future[Any]] = []
+        for output in outputs:
+            sent.extend(await self.publish(output))
+        task = asyncio.ensure_future(self._finish(taken, sent))
+        self._waiting.add(task)
+        task.add_done_callback(self._waiting.discard)
+        return task
+
+    async def _finish(self, taken: TakenBatch, sent: Sequence["asyncio.Future[Any]"]) -> None:
+        await asyncio.gather(*sent)
+        taken.finish()
+
+    async def publish(self, output: Output) -> list["asyncio.Future[Any]"]:
+        """Queue one output; one future a produce batch, done when the broker has it on all replicas."""
+        producer = self._producer
+        assert producer is not None
+        futures: list[asyncio.Future[Any]] = []
+        keys, values, headers = output.keys, output.values, output.headers
+        stamps = output.timestamps_ms
+        constant_ms = stamps if isinstance(stamps, int) else None
+        builder = producer.create_batch()
+        append, appended = builder.append, 0
+        for row, value in enumerate(values):
+            timestamp = constant_ms if constant_ms is not None else stamps[row]  # type: ignore[index]
+            if append(key=keys[row], value=value, timestamp=timestamp, headers=headers[row]) is None:
+                if appended == 0:
+                    raise ValueError(f"A record of {len(value)} bytes does not fit a produce batch.")
+                futures.append(await self._send(producer, builder, output))
+                builder = producer.create_batch()
+                append, appended = builder.append, 0
+                append(key=keys[row], value=value, timestamp=timestamp, headers=headers[row])
+            appended += 1
+        if appended:
+            futures.append(await self._send(producer, builder, output))
+        return futures
+
+    async def _send(self, producer: AIOKafkaProducer, builder: Any, output: Output) -> "asyncio.Future[Any]":
+        builder.close()
+        future: asyncio.Future[Any] = await producer.send_batch(
+            builder, output.topic, partition=output.partition
+        )
+        return future
+
+    async def stop(self) -> None:
+        """Wait for what was handed over, then disconnect."""
+        if self._waiting:
+            await asyncio.wait(set(self._waiting))
+        if self._producer is not None:
+            await self._producer.stop()
+            self._producer = None
