@@ -1,0 +1,7 @@
+"""`python -m weir`: the command line."""
+
+import sys
+
+from weir.cli import main
+
+sys.exit(main())
