@@ -1,0 +1,52 @@
+"""What the risk service can be told; `[risk]` in weir.toml, or WEIR_RISK_* in the environment."""
+
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field
+
+from weir.config import Port, WeirSettings
+
+HERE = Path(__file__).parent
+
+# To the home currency; a bank gives its own table. The codes are also the currencies that are accepted.
+DEFAULT_RATES = {
+    "EUR": 1.0,
+    "USD": 0.92,
+    "GBP": 1.17,
+    "CHF": 1.05,
+    "CNY": 0.128,
+    "JPY": 0.0061,
+    "HKD": 0.118,
+    "SGD": 0.69,
+}
+
+
+class RiskSettings(WeirSettings):
+    """Read once, at start."""
+
+    section: ClassVar[str] = "risk"
+
+    tenant: str = Field("default", min_length=1, max_length=64, description="stands in every decision id")
+    group: str = Field("weir-risk", min_length=1, description="the consumer group")
+    model: str = Field("risk", description="the model's name on Triton")
+    model_version: str | None = Field(None, description="pinned version; None takes the repository's newest")
+    model_repository: Path = Field(
+        Path("triton_models"), description="where model.json stands: feature order, base logit, checksum"
+    )
+    policy: Path = Field(HERE / "policy.toml", description="thresholds and rules; watched while running")
+    reasons: Path = Field(HERE / "reasons.toml", description="the reviewed text of each feature's reason")
+    rates: dict[str, float] = Field(DEFAULT_RATES, description="ISO 4217 code to home currency")
+    score_deadline_ms: int = Field(250, ge=1, le=60_000, description="then rules decide, degraded")
+    batch_rows_max: int = Field(2000, ge=1, le=100_000, description="records of one fetch")
+    batches_in_flight_max: int = Field(4, ge=1, le=64, description="batches between features and delivery")
+    model_rows_max: int = Field(1024, ge=1, le=4096, description="rows of one call; more is split")
+    accounts_max: int = Field(2_000_000, ge=1000, description="accounts held in memory")
+    terminals_max: int = Field(500_000, ge=1000, description="terminals held in memory")
+    restore_days: int = Field(31, ge=0, le=400, description="history read at start to fill the windows")
+    drain_deadline_s: float = Field(10.0, gt=0, le=300, description="for a rebalance or a stop")
+    commit_interval_s: float = Field(1.0, gt=0, le=60)
+    metrics_host: str = "127.0.0.1"
+    metrics_port: Port = 9101
+    web_port: Port | None = Field(None, description="Faust's own web views; None leaves them off")
+    data_dir: Path = Field(Path(".weir/data/risk"), description="Faust's working folder")

@@ -1,0 +1,150 @@
+"""Reading a topic outside the consumer group: what came before, and what every worker must see."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
+
+from weir.config import KafkaSettings
+from weir.errors import MissingPart, NeighbourUnavailable
+from weir.kafka_options import client_options
+from weir.streams.batch import RecordBatch
+
+_POLL_MS = 500
+
+
+async def _open(settings: KafkaSettings, client_id: str) -> AIOKafkaConsumer:
+    consumer = AIOKafkaConsumer(
+        **client_options(settings),
+        client_id=client_id,
+        group_id=None,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        isolation_level="read_committed",
+    )
+    try:
+        await consumer.start()
+    except KafkaError as error:
+        await consumer.stop()
+        raise NeighbourUnavailable(
+            f"Kafka at {settings.bootstrap_servers}: {error}. Try `weir doctor kafka`."
+        ) from error
+    return consumer
+
+
+async def partitions(consumer: AIOKafkaConsumer, topic: str) -> list[TopicPartition]:
+    """The partitions of `topic`, in order.
+
+    Raises:
+        MissingPart: there is no such topic.
+    """
+    found = consumer.partitions_for_topic(topic)
+    if not found:
+        await consumer._client.force_metadata_update()
+        found = consumer.partitions_for_topic(topic)
+    if not found or topic not in await consumer.topics():
+        raise MissingPart(f"Topic {topic} does not exist. Run `weir topics create`, or correct [topics].")
+    return [TopicPartition(topic, partition) for partition in sorted(found)]
+
+
+async def partition_counts(settings: KafkaSettings, topics: list[str], client_id: str) -> dict[str, int]:
+    """How many partitions each topic has.
+
+    Raises:
+        MissingPart: a topic does not exist.
+        NeighbourUnavailable: no broker answered.
+    """
+    consumer = await _open(settings, client_id)
+    try:
+        return {topic: len(await partitions(consumer, topic)) for topic in topics}
+    finally:
+        await consumer.stop()
+
+
+async def committed_offsets(settings: KafkaSettings, group: str) -> dict[tuple[str, int], int]:
+    """The offsets that a consumer group has committed, by topic and partition."""
+    options = client_options(settings)
+    admin = AIOKafkaAdminClient(**options, client_id=f"{group}-offsets")
+    await admin.start()
+    try:
+        offsets = await admin.list_consumer_group_offsets(group)
+    finally:
+        await admin.close()
+    return {(tp.topic, tp.partition): found.offset for tp, found in offsets.items() if found.offset >= 0}
+
+
+async def read_until(
+    settings: KafkaSettings, topic: str, ends: Mapping[int, int], since_ms: int, client_id: str
+) -> AsyncIterator[RecordBatch]:
+    """Batches of each partition from the first record at or after `since_ms` up to, not including, its end.
+
+    Args:
+        ends: partition to offset, the first one not to be read.
+        since_ms: Kafka timestamp, ms since the epoch.
+    """
+    consumer = await _open(settings, client_id)
+    try:
+        wanted = {TopicPartition(topic, partition): end for partition, end in ends.items()}
+        consumer.assign(list(wanted))
+        starts = await consumer.offsets_for_times(dict.fromkeys(wanted, since_ms))
+        left = {}
+        for tp, end in wanted.items():
+            # No record that young: nothing to read.
+            if (start := starts.get(tp)) is not None and start.offset < end:
+                consumer.seek(tp, start.offset)
+                left[tp] = end
+        consumer.pause(*(tp for tp in wanted if tp not in left))
+        while left:
+            fetched = await consumer.getmany(*left, timeout_ms=_POLL_MS)
+            for tp, records in fetched.items():
+                part = [record for record in records if record.offset < left[tp]]
+                if part:
+                    yield RecordBatch(tp.topic, tp.partition, part)
+            for tp in list(left):
+                # The position also passes transaction markers, which are never handed out.
+                if await consumer.position(tp) >= left[tp]:
+                    consumer.pause(tp)
+                    del left[tp]
+    finally:
+        await consumer.stop()
+
+
+class Broadcast:
+    """Every record of a topic, to this process alone: all partitions, no group, from `since_ms` on.
+
+    `caught_up` is set once everything that was there at the start has been handed out.
+    """
+
+    def __init__(self, settings: KafkaSettings, topic: str, since_ms: int, client_id: str) -> None:
+        self._settings, self._topic = settings, topic
+        self._since_ms, self._client_id = since_ms, client_id
+        self.caught_up = asyncio.Event()
+
+    async def batches(self) -> AsyncIterator[RecordBatch]:
+        """Batches without end; stop by cancelling, or by closing the generator."""
+        consumer = await _open(self._settings, self._client_id)
+        try:
+            tps = await partitions(consumer, self._topic)
+            consumer.assign(tps)
+            starts = await consumer.offsets_for_times(dict.fromkeys(tps, self._since_ms))
+            ends: dict[TopicPartition, int] = await consumer.end_offsets(tps)
+            for tp in tps:
+                start = starts.get(tp)
+                consumer.seek(tp, start.offset if start is not None else ends[tp])
+            await self._note_position(consumer, ends)
+            while True:
+                fetched: dict[TopicPartition, list[Any]] = await consumer.getmany(timeout_ms=_POLL_MS)
+                for tp, records in fetched.items():
+                    if records:
+                        yield RecordBatch(tp.topic, tp.partition, records)
+                if not self.caught_up.is_set():
+                    await self._note_position(consumer, ends)
+        finally:
+            await consumer.stop()
+
+    async def _note_position(self, consumer: AIOKafkaConsumer, ends: dict[TopicPartition, int]) -> None:
+        if all([await consumer.position(tp) >= end for tp, end in ends.items()]):
+            self.caught_up.set()
