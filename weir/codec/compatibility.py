@@ -119,7 +119,7 @@ def _breaks_within(before: Schema, now: Schema, where: str) -> Iterator[str]:
         if gone and "default" not in now:
             yield f"{where}: symbols {', '.join(gone)} removed, and it has no default; restore them."
         if added and "default" not in before:
-            yield f"{where}: symbols {', '.join(added)} added, and old readers have no default; add a new field."
+            yield f"{where}: symbols {', '.join(added)} added, old readers have no default; add a new field."
     elif kind == "array":
         yield from _breaks(before["items"], now["items"], where)
     elif kind == "map":

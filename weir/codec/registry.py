@@ -2,6 +2,7 @@
 
 import json
 import ssl
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +17,8 @@ from weir.errors import AccessDenied, BadInput, ConfigError, MissingPart, Neighb
 
 # Ids come from records, so what a stranger can make this process remember is bounded.
 _KNOWN_MAX = 1_000
+# An id that is not there may be registered later; until then it is not asked for again and again.
+_MISSING_S = 30.0
 
 
 class SchemaRegistry(Protocol):
@@ -183,6 +186,7 @@ class HttpRegistry:
             headers={"Accept": "application/vnd.schemaregistry.v1+json"},
         )
         self._by_id: dict[int, Schema] = {}
+        self._missing_until: dict[int, float] = {}
 
     def known(self, schema_id: int) -> Schema | None:
         """The schema of this id if it was asked for before."""
@@ -227,11 +231,18 @@ class HttpRegistry:
         schema = self._by_id.get(schema_id)
         if schema is not None:
             return schema
+        gone = BadInput(
+            "unknown_schema", f"schema id {schema_id} is not in the Schema Registry at {self.url}"
+        )
+        now = time.monotonic()
+        if self._missing_until.get(schema_id, now) > now:
+            raise gone
         answer = await self._ask("GET", f"/schemas/ids/{schema_id}")
         if answer is None:
-            raise BadInput(
-                "unknown_schema", f"schema id {schema_id} is not in the Schema Registry at {self.url}"
-            )
+            if len(self._missing_until) >= _KNOWN_MAX:
+                self._missing_until.clear()
+            self._missing_until[schema_id] = now + _MISSING_S
+            raise gone
         if answer.get("schemaType", "AVRO") != "AVRO" or answer.get("references"):
             raise BadInput("unknown_schema", f"schema id {schema_id} is not a plain Avro schema")
         try:
@@ -286,8 +297,8 @@ class HttpRegistry:
             )
         if response.status_code in (httpx.codes.CONFLICT, httpx.codes.UNPROCESSABLE_ENTITY):
             raise ConfigError(
-                f"Schema Registry at {self.url} refuses the schema ({response.status_code}): it breaks earlier "
-                "versions. See docs/reference/schemas.md."
+                f"Schema Registry at {self.url} refuses the schema ({response.status_code}): it breaks "
+                "earlier versions. See docs/reference/schemas.md."
             )
         if response.status_code >= 500 or response.status_code == httpx.codes.TOO_MANY_REQUESTS:
             raise NeighbourUnavailable(
