@@ -140,7 +140,7 @@ def _account_features(i64, i32, f32, u16, u8, row, x, event_ms, delay, out):
     for _ in range(7):
         count_7d += u16[row, A_DAY_COUNT_U16 + at]
         sum_7d += f32[row, A_DAY_SUM_F32 + at]
-        at = at - 1 if at > 0 else DAYS - 1
+        at = (at + DAYS - 1) % DAYS
     out[9] = u16[row, A_HOUR_COUNT_U16 + hour % HOURS]
     out[10] = count_1d
     out[11] = count_7d
@@ -168,9 +168,9 @@ def _account_features(i64, i32, f32, u16, u8, row, x, event_ms, delay, out):
     fraud_days = delay + DAYS + 1
     at = (day - delay + fraud_days - 1) % fraud_days
     known_frauds = np.int64(0)
-    for _ in range(DAYS):
+    for _back in range(DAYS):
         known_frauds += u8[row, A_FRAUD_U8 + at]
-        at = at - 1 if at > 0 else fraud_days - 1
+        at = (at + fraud_days - 1) % fraud_days
     out[20] = known_frauds
 
 
