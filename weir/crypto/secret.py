@@ -80,3 +80,16 @@ class DataKey:
             raise ValueError("key_id must fit 32 bits")
         if len(self.secret) != self.suite.key_bytes:
             raise ValueError(f"{self.suite.name} needs {self.suite.key_bytes} bytes of key material")
+
+
+@dataclass(frozen=True, slots=True)
+class DataKeyInfo:
+    """A data key without its material."""
+
+    key_id: int
+    compartment: Compartment
+    epoch: int
+    suite: Suite
+    created_ms: int
+    kek_id: str
+    current: bool
