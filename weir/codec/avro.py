@@ -14,6 +14,7 @@ from weir.errors import BadInput, ConfigError
 
 # What fastavro lets out on bytes that break their schema.
 _MALFORMED = (ValueError, TypeError, KeyError, IndexError, OverflowError, EOFError, MemoryError, struct.error)
+_UNFIT = (*_MALFORMED, AttributeError)
 
 
 def parsed(schema: Schema) -> Any:
@@ -54,12 +55,28 @@ class RowCodec:
         out = BytesIO()
         try:
             fastavro.schemaless_writer(out, self._writer, obj, strict_allow_default=True)
-        except (*_MALFORMED, AttributeError) as error:
-            # fastavro's text holds the value, so only the kind of error is told.
-            raise BadInput(
-                "not_encodable", f"a record does not fit schema {self.name} ({type(error).__name__})"
-            ) from None
+        except _UNFIT:
+            raise BadInput("not_encodable", f"{self.name}: {self._misfit(obj)}") from None
         return out.getvalue()
+
+    def _misfit(self, obj: Any) -> str:
+        """What of `obj` does not fit, by its field's name; fastavro's own text would hold the value."""
+        if not isinstance(obj, dict):
+            return "not a dict"
+        fields = {field["name"]: field for field in self._writer["fields"]}
+        unknown = [name for name in obj if name not in fields]
+        if unknown:
+            return f"{len(unknown)} fields that its schema lacks"
+        for name, field in fields.items():
+            if name not in obj:
+                if "default" not in field:
+                    return f"field {name} is missing"
+                continue
+            try:
+                fastavro.schemaless_writer(BytesIO(), field["type"], obj[name])
+            except _UNFIT as error:
+                return f"field {name} is of another type or out of range ({type(error).__name__})"
+        return "it does not fit"
 
     def decode(self, payload: bytes) -> dict[str, Any]:
         """The record in `payload`, which must hold nothing else.
