@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -56,21 +57,30 @@ class RotatingLog:
             self._file = None
 
 
-def follow(path: Path) -> Iterator[str]:
-    """Lines as they are written from now on, through rotations; '' when there is nothing new for a moment."""
-    file = path.open("r", encoding="utf-8", errors="replace")
-    file.seek(0, os.SEEK_END)
+def last_lines(path: Path, count: int) -> list[str]:
+    """The last `count` lines, from the rotated file too when the newest is short."""
+    lines: list[str] = []
+    for each in (path.with_name(f"{path.name}.1"), path):
+        if each.exists():
+            lines += each.read_text(encoding="utf-8", errors="replace").splitlines()[-count:] if count else []
+    return lines[-count:] if count else []
+
+
+def follow(paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
+    """Lines as they are written from now on, through rotations; never ends."""
+    files = {path: path.open("r", encoding="utf-8", errors="replace") for path in paths}
+    for file in files.values():
+        file.seek(0, os.SEEK_END)
     while True:
-        line = file.readline()
-        if line:
-            yield line.rstrip("\n")
-            continue
-        try:
-            if os.stat(path).st_ino != os.fstat(file.fileno()).st_ino:
-                file.close()
-                file = path.open("r", encoding="utf-8", errors="replace")
-                continue
-        except FileNotFoundError:
-            pass  # between two files of a rotation
-        yield ""
-        time.sleep(_FOLLOW_POLL_S)
+        idle = True
+        for path in paths:
+            while line := files[path].readline():
+                idle = False
+                yield path, line.rstrip("\n")
+            # Between two files of a rotation there is none for a moment.
+            with suppress(FileNotFoundError):
+                if os.stat(path).st_ino != os.fstat(files[path].fileno()).st_ino:
+                    files[path].close()
+                    files[path] = path.open("r", encoding="utf-8", errors="replace")
+        if idle:
+            time.sleep(_FOLLOW_POLL_S)

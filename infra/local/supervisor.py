@@ -46,6 +46,7 @@ class Process:
     env: Callable[[], Mapping[str, str]]
     probe: Probe
     prepare: Callable[[], Awaitable[None]] | None = None
+    cwd: Path | None = None
     after: tuple[str, ...] = ()
     ports: Mapping[str, int] = field(default_factory=dict)
     start_deadline_s: float = 60.0
@@ -162,9 +163,10 @@ class Supervisor:
         """
         with exclusive(self.run_dir):
             await asyncio.to_thread(end_leftovers, self.run_dir)
-            await self._hold_up()
+            await self.hold_up()
 
-    async def _hold_up(self) -> None:
+    async def hold_up(self) -> None:
+        """As `run`, for a caller that holds the stack's lock and has ended what was left over."""
         self._failed = asyncio.get_running_loop().create_future()
         self._save()
         tasks = [
@@ -288,7 +290,7 @@ class Supervisor:
             if mine.ready.is_set():
                 return str(error), ExitCode(error.exit_code)
             raise
-        born = await spawn(command, env)
+        born = await spawn(command, env, part.cwd)
         child = born.process
         mine.state.process = born.ref
         self._set(mine, PartPhase.STARTING)

@@ -1,5 +1,6 @@
 """The root of the command line: it knows every command's name and line, and imports one when it is called."""
 
+import os
 import sys
 from dataclasses import dataclass
 from functools import cache
@@ -12,7 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command, get_group
 
-from weir.errors import MissingPart
+from weir.errors import ConfigError, MissingPart
 
 ENTRY_POINT_GROUP = "weir.commands"
 
@@ -58,7 +59,7 @@ INSTALLED: dict[str, tuple[Command, ...]] = {
     "train": (Command("train", "Train a model from labelled events.", MODELS),),
     "evaluate": (Command("evaluate", "Measure a model on labelled events.", MODELS),),
     "models": (Command("models", "The model repository: list, verify.", MODELS),),
-    "keys": (Command("keys", "The key service's keys.", SECRETS),),
+    "keys": (Command("keys", "Data keys, key-encryption keys and the audit log.", SECRETS),),
 }
 
 
@@ -145,13 +146,35 @@ def _say_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _take_role(role: str | None) -> None:
+    """Let this command show the certificate of `role`; the embedded stack has one for each under [roles]."""
+    if role is None:
+        return
+    from weir.config import config_path, read_config
+
+    path = config_path()
+    roles = read_config(path).get("roles", {})
+    if role not in roles:
+        known = ", ".join(roles) or "none"
+        raise ConfigError(
+            f"{path or 'settings'}: no certificate in [roles] for {role!r}. There are: {known}."
+        )
+    for field, value in roles[role].items():
+        os.environ[f"WEIR_KEYS_{field.upper()}"] = str(value)
+
+
 def _callback(
     ctx: typer.Context,
+    role: Annotated[
+        str | None,
+        typer.Option("--role", help="Whose certificate to show to the key service: reader, analyst, admin."),
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", help="Show the version.", callback=_say_version, is_eager=True)
     ] = False,
 ) -> None:
     """Weir decides on a bank's live events: Kafka in, models on Triton, encrypted decisions out."""
+    _take_role(role)
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
 
