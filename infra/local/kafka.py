@@ -6,6 +6,7 @@ import shutil
 import socket
 import struct
 import subprocess
+import tempfile
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from weir.errors import MissingPart, WeirError
 
 LOG_CONFIG = layout.ROOT / "infra" / "kafka" / "log4j2.properties"
 
+_AOT_CACHE_SINCE = 25  # one step from run to cache; before, an archive of classes (AppCDS) does
 _METADATA_REQUEST = 3
 _CLIENT_ID = b"weir-probe"
 
@@ -81,6 +83,7 @@ class KafkaServer(LocalServer):
         security: TLS, SCRAM and ACLs on the client listener; None leaves it in the clear.
         properties: more settings of the broker, over ours.
         lib: the folder of jars.
+        record_classes: write the classes that this run loads to an archive there, when the broker ends.
     """
 
     name: ClassVar[str] = "kafka"
@@ -96,6 +99,7 @@ class KafkaServer(LocalServer):
         security: KafkaSecurity | None = None,
         properties: Mapping[str, str] | None = None,
         lib: Path = layout.KAFKA_LIB,
+        record_classes: Path | None = None,
     ) -> None:
         super().__init__(log_path)
         self.data_dir = data_dir
@@ -107,6 +111,7 @@ class KafkaServer(LocalServer):
         self.internal_port = free_port() if security else self.port
         self.extra = dict(properties or {})
         self.lib = lib
+        self.record_classes = record_classes
 
     @property
     def bootstrap_servers(self) -> str:
@@ -240,8 +245,13 @@ class KafkaServer(LocalServer):
         ]
 
     def _class_cache(self, java: Java) -> list[str]:
+        ahead = java.version >= _AOT_CACHE_SINCE
+        if self.record_classes is not None:
+            return [f"-XX:{'AOTCacheOutput' if ahead else 'ArchiveClassesAtExit'}={self.record_classes}"]
         cache = class_cache_path(java)
-        return [f"-XX:SharedArchiveFile={cache}"] if cache.is_file() else []
+        if not cache.is_file():
+            return []
+        return [f"-XX:{'AOTCache' if ahead else 'SharedArchiveFile'}={cache}"]
 
     def env(self) -> dict[str, str]:
         """The environment without what would change the JVM behind our back."""
@@ -263,6 +273,28 @@ class KafkaServer(LocalServer):
 def class_cache_path(java: Java) -> Path:
     """Where the shared archive of Kafka's classes lies for one Java; it serves that Java alone."""
     return layout.KAFKA_CLASS_CACHE / f"kafka-java{java.version}.jsa"
+
+
+def make_class_cache(java: Java) -> bool:
+    """Start the broker once over an empty folder and keep what it loaded; whether there is a cache now.
+
+    A Java that cannot write one (some come without their own base archive) starts the broker without.
+    """
+    path = class_cache_path(java)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".record-", dir=path.parent) as folder:
+        fresh = Path(folder) / path.name
+        server = KafkaServer(Path(folder) / "data", Path(folder) / "kafka.log", record_classes=fresh)
+        server.start()
+        try:
+            server.wait_ready()
+        finally:
+            # Java writes the archive while it ends.
+            server.stop(grace_s=60.0)
+        if not fresh.is_file():
+            return False
+        fresh.replace(path)
+    return True
 
 
 def broker_count(port: int, timeout_s: float = 2.0) -> int:

@@ -130,14 +130,19 @@ class TritonServer(LocalServer):
     def env(self) -> dict[str, str]:
         """The environment that lets the server and its Python stub find their libraries."""
         site = site_packages(self.environment)
-        libraries = [str(site / "nvidia_pytriton.libs"), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
-        if (lib := layout.TRITON / "lib").is_dir():
-            libraries.insert(1, str(lib))
-        return {
-            **{name: value for name, value in os.environ.items() if name not in {"PYTHONHOME", "PYTHONPATH"}},
-            "LD_LIBRARY_PATH": os.pathsep.join(libraries),
-            "WEIR_TRITON_SITE_PACKAGES": str(site),
+        environment = {
+            name: value for name, value in os.environ.items() if name not in {"PYTHONHOME", "PYTHONPATH"}
         }
+        libraries = [str(site / "nvidia_pytriton.libs")]
+        if (lib := layout.TRITON / "lib").is_dir():
+            # A libpython that setup laid out does not know where its standard library is.
+            libraries.append(str(lib))
+            environment["PYTHONHOME"] = _base_prefix(self.environment)
+        if own := os.environ.get("LD_LIBRARY_PATH"):
+            libraries.append(own)
+        environment["LD_LIBRARY_PATH"] = os.pathsep.join(libraries)
+        environment["WEIR_TRITON_SITE_PACKAGES"] = str(site)
+        return environment
 
     def probe(self) -> str | None:
         """None once the server says that it and its models are ready."""
@@ -160,6 +165,15 @@ class TritonServer(LocalServer):
             certificate_chain=self.tls.certificate.read_bytes() if own else None,
         )
         return grpc.secure_channel(self.endpoint, credentials, options=options)
+
+
+def _base_prefix(environment: Path) -> str:
+    """Where the Python lies from which the environment was made."""
+    for line in (environment / "pyvenv.cfg").read_text(encoding="utf-8").splitlines():
+        name, _, value = line.partition("=")
+        if name.strip() == "home":
+            return str(Path(value.strip()).parent)
+    raise MissingPart(f"{environment}/pyvenv.cfg names no home. Run `make setup`.")
 
 
 def site_packages(environment: Path) -> Path:
