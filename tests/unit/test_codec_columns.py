@@ -249,6 +249,16 @@ def test_records_of_another_version_are_read_in_their_place() -> None:
     assert columns.ints["amount"].tolist() == [1_285_000] * 3
 
 
+def test_a_symbol_of_a_newer_version_is_read_as_the_default() -> None:
+    newer = load_schema("transaction")
+    next(f for f in newer["fields"] if f["name"] == "channel")["type"]["symbols"].append("QR")
+    theirs = frame(7, RowCodec(newer).encode({**TRANSACTION, "channel": "QR"}))
+    ours = TransactionReader({7: newer}.get)
+    columns, poison = ours.read([theirs], TRANSACTION_ID)
+    assert poison == []
+    assert ours.enums["channel"][columns.ints["channel"][0]] == "OTHER"
+
+
 def test_a_reader_of_a_newer_version_fills_the_default() -> None:
     columns, poison = ColumnReader(evolved(), FileRegistry.read().known).read([good], 7)
     assert poison == []

@@ -212,6 +212,16 @@ def test_a_registry_needs_a_url_and_a_readable_ca(tmp_path: Path) -> None:
         HttpRegistry(RegistrySettings(url="https://localhost", ssl_ca=tmp_path / "bad.pem"))
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["localhost:8081", "ftp://localhost", "http://", "http://a:port", "http://weir:correct horse@localhost"],
+)
+def test_a_wrong_url_is_named_and_its_password_is_not(url: str) -> None:
+    with pytest.raises(ConfigError, match="url") as caught:
+        HttpRegistry(RegistrySettings(url=url))
+    assert PASSWORD not in str(caught.value)
+
+
 def test_publishing_to_a_registry_that_is_away_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

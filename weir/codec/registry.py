@@ -164,11 +164,11 @@ class HttpRegistry:
         """Speak to `settings.url`.
 
         Raises:
-            ConfigError: no URL, or the CA file cannot be read.
+            ConfigError: no URL or a wrong one, or the CA file cannot be read.
         """
         if settings.url is None:
             raise ConfigError("[registry] url is not set. Set it, or use the repository's own registry.")
-        self.url = settings.url.rstrip("/")
+        self.url = _checked_url(settings.url)
         verify: ssl.SSLContext | bool = True
         if settings.ssl_ca is not None:
             try:
@@ -313,6 +313,19 @@ class HttpRegistry:
         if not isinstance(answer, dict):
             raise self._strange("answers in a form that is not its own")
         return answer
+
+
+def _checked_url(url: str) -> str:
+    """The URL, which errors may then show."""
+    try:
+        parts = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ConfigError(f"[registry] url: {error}. Correct it.") from None
+    if parts.userinfo:
+        raise ConfigError("[registry] url holds a password. Set [registry] username and password instead.")
+    if parts.scheme not in ("http", "https") or not parts.host:
+        raise ConfigError("[registry] url must begin with http:// or https:// and name a host. Correct it.")
+    return url.rstrip("/")
 
 
 def open_registry(settings: RegistrySettings) -> SchemaRegistry:
