@@ -19,6 +19,7 @@ from services.ledger.records import KafkaRecord, Sorted, refusal, sort
 from services.ledger.settings import LedgerSettings
 from services.ledger.store import Ledger, RowRefused, Stored
 from weir.client.connection import as_weir, partitions_of
+from weir.client.connection import stop as stop_consumer
 from weir.client.opening import RecordOpener
 from weir.codec.registry import open_registry
 from weir.config import KafkaSettings, KeyServiceSettings, LogSettings, RegistrySettings, TopicSettings
@@ -246,7 +247,7 @@ async def _serve(settings: LedgerSettings, stop: asyncio.Event, stack: AsyncExit
     stack.push_async_callback(registry.close)
     opener = RecordOpener("decision", keyring, registry, purpose=PURPOSE)
     consumer = await patience.until_done("kafka", lambda: _consumer(kafka, topic, settings.group))
-    stack.push_async_callback(consumer.stop)
+    stack.push_async_callback(stop_consumer, consumer)
     started = True
     log.info("service_started", database=ledger.where, topic=topic, metrics_port=server.port)
     bookkeeper = Bookkeeper(ledger, opener, metrics, patience)

@@ -1,8 +1,10 @@
 """Reaching a topic: it is looked for before a client subscribes, so that a wrong name is one line at once."""
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import (
     ClusterAuthorizationFailedError,
@@ -68,6 +70,13 @@ async def partitions_of(topic: str, settings: KafkaSettings) -> tuple[int, ...]:
     finally:
         await admin.close()
     return tuple(sorted(partition["partition"] for partition in found["partitions"]))
+
+
+async def stop(consumer: AIOKafkaConsumer) -> None:
+    """Stops a consumer that was started, even a moment ago."""
+    # Of a task that has not begun, aiokafka would let the cancellation out as if it were the caller's.
+    await asyncio.sleep(0)
+    await consumer.stop()
 
 
 @contextmanager

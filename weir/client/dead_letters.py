@@ -11,7 +11,7 @@ from typing import Any, Self
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.errors import OffsetOutOfRangeError
 
-from weir.client.connection import one_line, partitions_of
+from weir.client.connection import one_line, partitions_of, stop
 from weir.client.opening import Keys, RecordOpener
 from weir.client.records import Position, from_ms
 from weir.codec.registry import open_registry
@@ -144,7 +144,7 @@ class DeadLetters:
     ) -> None:
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            await consumer.stop()
+            await stop(consumer)
         await self._registry.close()
         if self._own_keyring is not None:
             await self._own_keyring.close()

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError
 
-from weir.client.connection import one_line, partitions_of
+from weir.client.connection import one_line, partitions_of, stop
 from weir.client.opening import Keys, RecordOpener
 from weir.client.records import Decision, Position, to_ms
 from weir.codec.registry import open_registry
@@ -320,7 +320,7 @@ class Decisions:
     async def _close(self) -> None:
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            await consumer.stop()
+            await stop(consumer)
         await self._registry.close()
         if self._own_keyring is not None:
             await self._own_keyring.close()
