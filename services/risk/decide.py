@@ -129,7 +129,6 @@ def _by_cost(probability: NDArray[np.float32], amount: NDArray[np.int64], cost: 
     return outcome
 
 
-@numba.njit(cache=True, nogil=True)
 def strongest(
     contributions: NDArray[np.float32], outcome: NDArray[np.int8]
 ) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
@@ -138,6 +137,17 @@ def strongest(
     Index j is feature j raising the score, F + j is feature j lowering it; -1 with contribution 0 for none.
     Of equal contributions the feature that comes first is listed first.
     """
+    # A tensor from the wire is read-only, one that was put together is not: one type, one compilation.
+    view = np.ascontiguousarray(contributions).view()
+    view.flags.writeable = False
+    found: tuple[NDArray[np.int16], NDArray[np.float64]] = _strongest(view, outcome)
+    return found
+
+
+@numba.njit(cache=True, nogil=True)
+def _strongest(
+    contributions: NDArray[np.float32], outcome: NDArray[np.int8]
+) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
     n, width = contributions.shape
     index = np.full((n, REASONS_MAX), -1, np.int16)
     contribution = np.zeros((n, REASONS_MAX), np.float64)

@@ -20,7 +20,12 @@ _CHANNEL_OPTIONS = [
     # A half-open link is dropped after two seconds without an acknowledgement.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 2_000),
+    # Retries are ours, with a budget.
     ("grpc.enable_retries", 0),
+    # The model server is a neighbour; a proxy for the world outside is not on the way to it.
+    ("grpc.enable_http_proxy", 0),
+    # A pool of its own: a shared one would wait out the back-off of another client's failed connection.
+    ("grpc.use_local_subchannel_pool", 1),
 ]
 
 
