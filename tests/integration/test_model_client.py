@@ -7,20 +7,22 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from prometheus_client import CollectorRegistry
 
 from infra.local.pki import ensure_pki
 from infra.local.triton import TritonServer, TritonTls
-from services.training.additive import AdditiveModel, Calibration, StepFunction
-from services.training.export import OUTPUTS, to_onnx
 from tests.support.servers import running_server
 from weir.config import TritonSettings
 from weir.inference import Breaker, Circuit, ModelClient, ModelRejected, ModelUnavailable
 from weir.obs.metrics import Metrics
 
-FEATURES = tuple(f"f{j}" for j in range(26))
-F, ROWS_MAX = len(FEATURES), 1024
+F, ROWS_MAX = 26, 1024
+OUTPUTS = ("logit", "probability", "contributions")
+BASE_LOGIT = -3.0
+WEIGHTS = np.random.default_rng(5).normal(size=F).astype(np.float32)
 CONFIG = """
 backend: "onnxruntime"
 max_batch_size: 1024
@@ -34,25 +36,42 @@ dynamic_batching {}
 """
 
 
-@pytest.fixture(scope="module")
-def model() -> AdditiveModel:
-    """A model of the shipped one's kind: a step function of 64 edges for each feature."""
-    random = np.random.default_rng(5)
-    steps = {
-        j: StepFunction(
-            np.sort(random.normal(size=64)).astype(np.float32), random.normal(size=65) * 0.3, missing=0.0
-        )
-        for j in range(F)
+def additive_model() -> bytes:
+    """An ONNX graph with the risk model's tensors: contributions = tanh(features) * WEIGHTS, and what follows."""
+    shape: dict[str, list[str | int]] = {
+        "logit": ["n", 1],
+        "probability": ["n", 1],
+        "contributions": ["n", F],
     }
-    return AdditiveModel(features=FEATURES, base_logit=-3.0, steps=steps, calibration=Calibration())
+    graph = helper.make_graph(
+        [
+            helper.make_node("Tanh", ["features"], ["bounded"]),
+            helper.make_node("Mul", ["bounded", "weights"], ["contributions"]),
+            helper.make_node("ReduceSum", ["contributions", "axes"], ["sum"], keepdims=1),
+            helper.make_node("Add", ["sum", "base"], ["logit"]),
+            helper.make_node("Sigmoid", ["logit"], ["probability"]),
+        ],
+        "risk",
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", F])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape[name]) for name in OUTPUTS],
+        [
+            numpy_helper.from_array(WEIGHTS, "weights"),
+            numpy_helper.from_array(np.array([1], np.int64), "axes"),
+            numpy_helper.from_array(np.array([BASE_LOGIT], np.float32), "base"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
 
 
 @pytest.fixture(scope="module")
-def repository(model: AdditiveModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     version = folder / "risk" / "1"
     version.mkdir(parents=True)
-    (version / "model.onnx").write_bytes(to_onnx(model, name="risk", feature_spec="test").SerializeToString())
+    (version / "model.onnx").write_bytes(additive_model())
     (folder / "risk" / "config.pbtxt").write_text(CONFIG, encoding="utf-8")
     return folder
 
@@ -80,13 +99,12 @@ async def within(deadline_s: float, condition: Callable[[], Awaitable[bool]]) ->
 
 
 @pytest.mark.parametrize("count", [1, 1000, 1024, 1025, 5000])
-async def test_scores_are_the_models_and_add_up(server, model, count):
+async def test_scores_are_the_models_and_add_up(server, count):
     x = rows(count)
     async with client(server) as triton:
         scores = await triton.score(x)
-    expected = np.column_stack([model.steps[j](x[:, j]) for j in range(F)])
-    np.testing.assert_allclose(scores["contributions"], expected, atol=1e-5)
-    total = -3.0 + scores["contributions"].sum(axis=1, dtype=np.float64)
+    np.testing.assert_allclose(scores["contributions"], np.tanh(x) * WEIGHTS, atol=1e-5)
+    total = BASE_LOGIT + scores["contributions"].sum(axis=1, dtype=np.float64)
     np.testing.assert_allclose(scores["logit"][:, 0], total, atol=1e-4)
     np.testing.assert_allclose(scores["probability"], 1 / (1 + np.exp(-scores["logit"])), atol=1e-5)
 
