@@ -11,7 +11,7 @@ from pathlib import Path
 
 from infra.local import layout
 from infra.local.java import find_java
-from infra.local.process import end_session, this_process
+from infra.local.process import dies_with_us, end_session, this_process
 from infra.local.server import tail
 from infra.local.stack_settings import StackPaths, StackSettings
 from infra.local.state import AlreadyRunning, Phase, StackState, exclusive, is_held, read_state
@@ -50,8 +50,14 @@ def running(paths: StackPaths) -> StackState | None:
     return state if state is not None and state.alive else None
 
 
-def start(settings: StackSettings, only: Sequence[str], show: Show) -> StackState:
+def start(
+    settings: StackSettings, only: Sequence[str], show: Show, *, die_with_us: bool = False
+) -> StackState:
     """Start a supervisor in the background and wait until all parts are ready; Ctrl-C takes it down again.
+
+    Args:
+        only: these parts and what they need; all when empty.
+        die_with_us: the kernel ends the stack when this process ends without stopping it (Linux).
 
     Raises:
         WeirError: what the supervisor says (a part did not come up, port taken, disk full, not installed).
@@ -61,7 +67,7 @@ def start(settings: StackSettings, only: Sequence[str], show: Show) -> StackStat
     log = paths.logs / "supervisor.log"
     with log.open("ab") as output:
         supervisor = subprocess.Popen(
-            [sys.executable, "-m", "infra.local.stack", *only],
+            [*(dies_with_us() if die_with_us else ()), sys.executable, "-m", "infra.local.stack", *only],
             cwd=layout.ROOT,
             env={**os.environ, "WEIR_STACK_HOME": str(paths.home), **_config_env()},
             stdin=subprocess.DEVNULL,

@@ -109,6 +109,11 @@ def end_session(ref: ProcessRef, grace_s: float) -> bool:
     return True
 
 
+def dies_with_us() -> tuple[str, ...]:
+    """What to put before a command so that the kernel ends it when this process ends, however (Linux)."""
+    return sys.executable, "-I", "-S", str(_EXEC), str(os.getpid())
+
+
 @dataclass(frozen=True, slots=True)
 class Child:
     """A process that was started here, and what it prints."""
@@ -129,11 +134,7 @@ async def spawn(command: Sequence[str], env: Mapping[str, str], cwd: Path | None
     try:
         # The little script asks the kernel for that death, then becomes the command: the id stays the same.
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-I",
-            "-S",
-            str(_EXEC),
-            str(os.getpid()),
+            *dies_with_us(),
             *command,
             env=dict(env),
             cwd=cwd,
