@@ -19,7 +19,8 @@ _BOOT_STAMP = layout.HOME / "stamps" / "boot"
 
 _NO_NETWORK = re.compile(
     r"failed to (fetch|lookup|download)|dns error|error sending request|timed out|connection (refused|reset)"
-    r"|network is unreachable|name resolution|newconnectionerror|could not connect|max retries",
+    r"|network is unreachable|no matching distribution|name resolution|newconnectionerror|could not connect"
+    r"|max retries",
     re.IGNORECASE,
 )
 _WRONG_HASH = re.compile(r"hash(es)? (mismatch|do not match)|do(es)? not match the hashes", re.IGNORECASE)
@@ -81,8 +82,8 @@ def explain(step: str, output: str) -> WeirError:
         )
     if _NO_NETWORK.search(output):
         return NeighbourUnavailable(
-            f"{step}: no network to the package index ({said}). Connect (or set PIP_INDEX_URL to a mirror), "
-            "then run this again: what is here already stays."
+            f"{step}: no network to a package index, or it lacks the package ({said}). Connect (or set "
+            "PIP_INDEX_URL to a mirror), then run this again: what is here already stays."
         )
     return WeirError(f"{step}: the installer failed ({said}).")
 

@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 from infra.local import layout
 from infra.local.java import Java, find_java
 from infra.local.ports import LOOPBACK, free_port, require_free
-from infra.local.server import LocalServer
+from infra.local.server import LocalServer, ServerFailed
 from weir.errors import MissingPart, WeirError
 
 LOG_CONFIG = layout.ROOT / "infra" / "kafka" / "log4j2.properties"
@@ -221,7 +221,7 @@ class KafkaServer(LocalServer):
 
     def _java(self, java: Java) -> list[str]:
         # C1 alone and the serial collector: a start of 0.7 s and 175 MB, not 1.8 s and 320 MB.
-        return [str(java.program), "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xshare:auto"]
+        return [str(java.program), "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]
 
     def _main(self, main_class: str) -> list[str]:
         return [
@@ -288,6 +288,8 @@ def make_class_cache(java: Java) -> bool:
         server.start()
         try:
             server.wait_ready()
+        except ServerFailed:
+            return False
         finally:
             # Java writes the archive while it ends.
             server.stop(grace_s=60.0)
