@@ -37,7 +37,7 @@ dynamic_batching {}
 
 
 def additive_model() -> bytes:
-    """An ONNX graph with the risk model's tensors: contributions = tanh(features) * WEIGHTS, and what follows."""
+    """An ONNX graph with the risk model's tensors; contributions = tanh(features) * WEIGHTS."""
     shape: dict[str, list[str | int]] = {
         "logit": ["n", 1],
         "probability": ["n", 1],
