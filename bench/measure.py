@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psutil
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer
+
+from weir.streams.history import partitions as partitions_of
 
 _POLL_S = 0.02
 
@@ -48,12 +50,7 @@ async def watch(servers: str, topic: str, goal: int, pids: Sequence[int], deadli
     consumer = AIOKafkaConsumer(bootstrap_servers=servers)
     await consumer.start()
     try:
-        partitions = [TopicPartition(topic, p) for p in sorted(consumer.partitions_for_topic(topic) or ())]
-        if not partitions:
-            await consumer._client.force_metadata_update()
-            partitions = [
-                TopicPartition(topic, p) for p in sorted(consumer.partitions_for_topic(topic) or ())
-            ]
+        partitions = await partitions_of(consumer, topic)
         begun_s = time.monotonic()
         first: tuple[float, float, int] | None = None
         rss = 0

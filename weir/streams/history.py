@@ -41,11 +41,10 @@ async def partitions(consumer: AIOKafkaConsumer, topic: str) -> list[TopicPartit
     Raises:
         MissingPart: there is no such topic.
     """
-    found = consumer.partitions_for_topic(topic)
+    # A consumer without an assignment knows no topic, and aiokafka's own lookup would try to create this one.
+    cluster = await consumer._client.fetch_all_metadata()
+    found = cluster.partitions_for_topic(topic)
     if not found:
-        await consumer._client.force_metadata_update()
-        found = consumer.partitions_for_topic(topic)
-    if not found or topic not in await consumer.topics():
         raise MissingPart(f"Topic {topic} does not exist. Run `weir topics create`, or correct [topics].")
     return [TopicPartition(topic, partition) for partition in sorted(found)]
 

@@ -1,0 +1,29 @@
+"""What the pipeline needs of its parts, so that it knows none of them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from weir.streams import Output, RecordBatch
+
+Counts = Mapping[tuple[str, str], int]
+
+
+class Reader(Protocol):
+    """Decodes, validates and computes features; changes the windows."""
+
+    def __call__(self, batch: RecordBatch) -> Any:
+        """What the scorer and the writer take."""
+
+
+class Scorer(Protocol):
+    """Asks the model."""
+
+    async def __call__(self, read: Any) -> Any:
+        """What the writer takes; no answer is an answer too."""
+
+
+class Writer(Protocol):
+    """Decides, encodes and seals."""
+
+    async def __call__(self, batch: RecordBatch, read: Any, scored: Any) -> tuple[Sequence[Output], Counts]:
+        """What is published, and decisions by outcome and basis."""

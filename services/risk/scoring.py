@@ -1,0 +1,118 @@
+"""The served model: which one it is, by its model.json, and what it says of a batch."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter_ns
+from typing import Any
+
+from services.risk.decide import ModelRef, Scores
+from services.risk.reading import ReadBatch
+from services.risk.writing import Scored
+from weir.errors import ConfigError, IntegrityError, MissingPart
+from weir.features.payments import FEATURES
+from weir.inference.client import ModelClient
+from weir.inference.errors import CircuitOpen, ModelRejected, ModelUnavailable
+from weir.obs.log import get_logger
+from weir.obs.metrics import Metrics
+
+OUTPUTS = ("logit", "probability", "contributions")
+# Contributions are float32 sums of a few dozen terms; more than this is another model than its card says.
+SUM_TOLERANCE_LOGIT = 1e-3
+
+log = get_logger("weir.risk.scoring")
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What stands in model.json of the version that is asked."""
+
+    ref: ModelRef
+    features: tuple[str, ...]
+    feature_spec: str
+    base_logit: float
+
+    @classmethod
+    def read(cls, repository: Path, name: str, version: str | None) -> "ServedModel":
+        """The pinned version, or the newest one in the repository.
+
+        Raises:
+            MissingPart: no such model or version.
+            ConfigError: model.json lacks something, or the model was trained on other features.
+        """
+        path = _folder(repository, name, version) / "model.json"
+        try:
+            card: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            model = cls(
+                ModelRef(str(card["name"]), str(card["version"]), str(card["sha256"])),
+                tuple(card["features"]),
+                str(card["feature_spec"]),
+                float(card["base_logit"]),
+            )
+        except OSError as error:
+            raise MissingPart(f"{path}: {error.strerror}. Run `weir models verify`.") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path}: {error!r}. Run `weir models verify`.") from error
+        if model.features != FEATURES:
+            raise ConfigError(
+                f"{path}: the model has other features than this version of Weir computes. Train it again."
+            )
+        return model
+
+
+def _folder(repository: Path, name: str, version: str | None) -> Path:
+    folder = repository / name
+    if version is not None:
+        return folder / version
+    versions = sorted((int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()), reverse=True)
+    if not versions:
+        raise MissingPart(f"{folder}: no model version there. Run `weir train risk`, or correct [risk].")
+    return folder / str(versions[0])
+
+
+class ModelScoring:
+    """Asks Triton; without an answer the batch is decided by rules, marked degraded."""
+
+    def __init__(self, client: ModelClient, model: ServedModel, metrics: Metrics) -> None:
+        self._client, self._model, self._metrics = client, model, metrics
+        self._degraded = ""
+
+    async def __call__(self, read: ReadBatch) -> Scored:
+        """The scores, or the one word for why there are none."""
+        begun = perf_counter_ns()
+        try:
+            scores = self._scores(await self._client.score(read.features))
+        except ModelUnavailable as error:
+            word = "circuit_open" if isinstance(error, CircuitOpen) else "model_unavailable"
+            return self._without(word, error, begun)
+        except (ModelRejected, IntegrityError) as error:
+            return self._without("model_rejected", error, begun)
+        if self._degraded:
+            log.info("model_answers_again", model=self._model.ref.name)
+            self._degraded = ""
+        taken_ns = perf_counter_ns() - begun
+        self._metrics.stage("model", taken_ns / 1e9)
+        return Scored(scores, "", taken_ns // 1000)
+
+    def _scores(self, outputs: Mapping[str, Any]) -> Scores:
+        scores = Scores(
+            outputs["logit"],
+            outputs["probability"],
+            outputs["contributions"],
+            self._model.base_logit,
+            self._model.ref,
+        )
+        if scores.sum_error() > SUM_TOLERANCE_LOGIT:
+            raise IntegrityError(
+                f"{self._model.ref.name}: contributions do not add up to the logit, so its reasons would be "
+                "wrong. Run `weir models verify`."
+            )
+        return scores
+
+    def _without(self, word: str, error: Exception, begun: int) -> Scored:
+        # Once for each kind of trouble, not for each batch.
+        if word != self._degraded:
+            log.warning("decisions_degraded", reason=word, error=str(error))
+            self._degraded = word
+        return Scored(None, word, (perf_counter_ns() - begun) // 1000)

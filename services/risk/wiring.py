@@ -1,0 +1,211 @@
+"""One worker's parts, opened in order and closed in reverse: keys, schemas, model, windows, delivery."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from services.risk.pipeline import Pipeline
+from services.risk.policy import PolicyFile
+from services.risk.reading import PaymentReading
+from services.risk.reasons import ReasonTable
+from services.risk.scoring import OUTPUTS, ModelScoring, ServedModel
+from services.risk.settings import RiskSettings
+from services.risk.validate import Rates
+from services.risk.writing import DecisionWriting, Names
+from weir.codec.columns import LabelReader, TransactionReader
+from weir.codec.decision import DecisionWriter
+from weir.codec.registry import open_registry
+from weir.codec.schemas import SUBJECTS, load_schema
+from weir.config import (
+    KafkaSettings,
+    KeyServiceSettings,
+    RegistrySettings,
+    TopicSettings,
+    TritonSettings,
+)
+from weir.crypto.keyring import Keyring
+from weir.features.payments import DEFAULT, Labels, PaymentState
+from weir.inference.client import ModelClient
+from weir.obs.log import get_logger
+from weir.obs.metrics import Metrics
+from weir.state.hashing import keyed_hash
+from weir.streams import AtLeastOnce
+from weir.streams.dead_letter import DeadLetterWriter
+from weir.streams.history import partition_counts
+
+log = get_logger("weir.risk")
+
+CLIENT_ID = "weir-risk"
+# How long the start waits for the key service before it says so and ends; the supervisor tries again.
+KEYS_DEADLINE_S = 30.0
+
+
+@dataclass(frozen=True)
+class Connections:
+    """How the neighbours are reached."""
+
+    kafka: KafkaSettings
+    topics: TopicSettings
+    triton: TritonSettings
+    keys: KeyServiceSettings
+    registry: RegistrySettings
+
+    @classmethod
+    def load(cls) -> "Connections":
+        """From the settings file and the environment.
+
+        Raises:
+            ConfigError: what is wrong, and where.
+        """
+        return cls(
+            KafkaSettings.load(),
+            TopicSettings.load(),
+            TritonSettings.load(),
+            KeyServiceSettings.load(),
+            RegistrySettings.load(),
+        )
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What the application drives."""
+
+    pipeline: Pipeline
+    reading: PaymentReading
+    state: PaymentState
+    policy: PolicyFile
+    model: ModelClient
+    labels: "LabelReading"
+
+
+class LabelReading:
+    """Lets labels enter the windows; what is not a label is counted and left out."""
+
+    def __init__(self, reader: LabelReader, schema_id: int, state: PaymentState, hash_key: bytes) -> None:
+        self._reader, self._schema_id, self._state, self._hash_key = reader, schema_id, state, hash_key
+        self.refused_total = 0
+
+    def __call__(self, values: list[bytes | None]) -> None:
+        """Learn from one batch."""
+        columns, poison = self._reader.read(values, self._schema_id)
+        # A time outside the clock's range would break the windows' rings.
+        event_ms, reported_ms = columns.ints["event_time"], columns.ints["reported_time"]
+        sound = (event_ms >= 0) & (reported_ms >= event_ms) & (reported_ms < _NEVER_MS)
+        sound &= (columns.strings["account_id"].length > 0) & (columns.strings["terminal_id"].length > 0)
+        refused = len(poison) + int(np.count_nonzero(~sound))
+        if refused:
+            self.refused_total += refused
+            log.warning("labels_refused", row_count=refused, total=self.refused_total)
+        columns = columns.take(np.flatnonzero(sound))
+        self._state.learn(
+            Labels(
+                account=keyed_hash(columns.strings["account_id"], self._hash_key),
+                terminal=keyed_hash(columns.strings["terminal_id"], self._hash_key),
+                event_ms=columns.ints["event_time"],
+                reported_ms=columns.ints["reported_time"],
+                is_fraud=columns.ints["is_fraud"].astype(np.bool_),
+            )
+        )
+
+
+_NEVER_MS = 7_258_118_400_000
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970, UTC."""
+    return time.time_ns() // 1_000_000
+
+
+@asynccontextmanager
+async def open_worker(
+    settings: RiskSettings, to: Connections, metrics: Metrics, on_failure: Callable[[BaseException], None]
+) -> AsyncIterator[Worker]:
+    """A worker whose neighbours answered; Triton may be away, for then rules decide.
+
+    Raises:
+        WeirError: the first part that is missing, denied or wrong.
+    """
+    model = ServedModel.read(settings.model_repository, settings.model, settings.model_version)
+    reasons = ReasonTable.load(settings.reasons, model.features)
+    policy = PolicyFile(settings.policy, model.features, metrics.policy_reloaded)
+    state = PaymentState(accounts_max=settings.accounts_max, terminals_max=settings.terminals_max)
+    topics = to.topics
+    async with AsyncExitStack() as stack:
+        counts = await partition_counts(
+            to.kafka, [topics.transactions, topics.labels, topics.decisions, topics.risk_dlq], CLIENT_ID
+        )
+        registry = open_registry(to.registry)
+        stack.push_async_callback(registry.close)
+        ids = {name: await registry.id_of(subject, load_schema(name)) for name, subject in SUBJECTS.items()}
+        keyring = await stack.enter_async_context(await Keyring.connect(to.keys))
+        pseudonymizer = await keyring.pseudonymizer(settings.tenant, deadline_s=KEYS_DEADLINE_S)
+        sealer = await keyring.sealer(topics.decisions, deadline_s=KEYS_DEADLINE_S)
+        dlq_sealer = await keyring.sealer(topics.risk_dlq, deadline_s=KEYS_DEADLINE_S)
+        client = await stack.enter_async_context(
+            ModelClient(
+                to.triton,
+                model.ref.name,
+                model.ref.version,
+                outputs=OUTPUTS,
+                rows_max=settings.model_rows_max,
+                deadline_s=settings.score_deadline_ms / 1000,
+                metrics=metrics.model(model.ref.name),
+            )
+        )
+        delivery = AtLeastOnce(to.kafka, client_id=CLIENT_ID)
+        stack.push_async_callback(delivery.stop)
+        await delivery.start()
+        reading = PaymentReading(
+            TransactionReader(registry.known),
+            ids["transaction"],
+            state,
+            rates=Rates.of(settings.rates),
+            hash_key=pseudonymizer.hash_key,
+            policy=lambda: policy.policy,
+            metrics=metrics,
+            now_ms=now_ms,
+        )
+        names = Names(
+            settings.tenant,
+            DEFAULT.id,
+            topics.decisions,
+            counts[topics.decisions],
+            topics.risk_dlq,
+            counts[topics.risk_dlq],
+            ids["decision"],
+        )
+        writing = DecisionWriting(
+            names,
+            DecisionWriter(load_schema("decision"), ids["decision"], reasons.texts),
+            DeadLetterWriter(dlq_sealer, ids["dead_letter"]),
+            policy,
+            sealer=sealer,
+            dlq_sealer=dlq_sealer,
+            pseudonymizer=pseudonymizer,
+            metrics=metrics,
+            now_ms=now_ms,
+        )
+        pipeline = Pipeline(
+            read=reading,
+            score=ModelScoring(client, model, metrics),
+            write=writing,
+            delivery=delivery,
+            metrics=metrics,
+            in_flight_max=settings.batches_in_flight_max,
+            on_failure=on_failure,
+            now_ms=now_ms,
+        )
+        stack.push_async_callback(pipeline.close, settings.drain_deadline_s)
+        labels = LabelReading(LabelReader(registry.known), ids["label"], state, pseudonymizer.hash_key)
+        yield Worker(pipeline, reading, state, policy, client, labels)
+
+
+async def every(seconds: float, call: Callable[[], object]) -> None:
+    """Call again and again until cancelled."""
+    while True:
+        await asyncio.sleep(seconds)
+        call()

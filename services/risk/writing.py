@@ -1,0 +1,279 @@
+"""The second half of a batch's way: decisions, encoded and sealed, and dead letters of what has none."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter_ns
+from typing import Protocol
+
+import numpy as np
+
+from services.risk.decide import ModelRef, RiskBatch, RiskDecisions, Scores, decide
+from services.risk.policy import PolicyFile
+from services.risk.ports import Counts
+from services.risk.reading import NOT_DECIDED, Bad, ReadBatch
+from weir.codec.decision import DecisionColumns, DecisionWriter, StageTimings
+from weir.crypto.envelope import HEADER_NAME, envelope_headers
+from weir.crypto.keyring import SealingKeyExpired
+from weir.crypto.pseudonym import Pseudonymizer
+from weir.ids import ID_BYTES, decision_ids
+from weir.obs import trace
+from weir.obs.log import get_logger
+from weir.obs.metrics import Metrics
+from weir.streams import Output, RecordBatch
+from weir.streams.dead_letter import DeadLetterWriter, dead_letter
+
+log = get_logger("weir.risk.writing")
+
+KIND = "payment_fraud"
+NO_MODEL = ModelRef("none", "", "")
+_NS_PER_US = 1000
+
+
+class ReadySealer(Protocol):
+    """A sealer that may have to wait for its key: `weir.crypto.keyring.LiveSealer`."""
+
+    async def ready(self, deadline_s: float | None = None) -> None:
+        """Return when batches can be sealed."""
+
+    def seal_batch(
+        self, plaintexts: Sequence[bytes], record_ids: Sequence[bytes], schema_id: int
+    ) -> list[bytes]:
+        """One value for each plaintext."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """The model's answer, or why there is none; how long it took."""
+
+    scores: Scores | None
+    degraded_reason: str
+    model_us: int
+
+    def row(self, index: int) -> "Scored":
+        """The answer for one row."""
+        if self.scores is None:
+            return self
+        part, scores = slice(index, index + 1), self.scores
+        return replace(
+            self,
+            scores=replace(
+                scores,
+                logit=scores.logit[part],
+                probability=scores.probability[part],
+                contributions=scores.contributions[part],
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What stands in every decision, and where it goes."""
+
+    tenant: str
+    feature_spec: str
+    decisions_topic: str
+    decisions_partitions: int
+    dlq_topic: str
+    dlq_partitions: int
+    schema_id: int
+
+
+class DecisionWriting:
+    """Decides a batch under the policy in force and makes what is published; nothing leaves unsealed."""
+
+    def __init__(
+        self,
+        names: Names,
+        writer: DecisionWriter,
+        dead_letters: DeadLetterWriter,
+        policy: PolicyFile,
+        *,
+        sealer: ReadySealer,
+        dlq_sealer: ReadySealer,
+        pseudonymizer: Pseudonymizer,
+        metrics: Metrics,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._names, self._writer, self._dead_letters, self._policy = names, writer, dead_letters, policy
+        self._sealer, self._dlq_sealer, self._pseudonymizer = sealer, dlq_sealer, pseudonymizer
+        self._metrics, self._now_ms = metrics, now_ms
+
+    async def __call__(
+        self, batch: RecordBatch, read: ReadBatch, scored: Scored
+    ) -> tuple[Sequence[Output], Counts]:
+        """The outputs of one batch, and its decisions by outcome and basis."""
+        await self._sealer.ready()
+        outputs: list[Output] = []
+        counts: Mapping[tuple[str, str], int] = {}
+        bad = list(read.bad)
+        if read.payments.row_count:
+            try:
+                output, counts = self._decisions(batch, read, scored)
+                outputs.append(output)
+            except SealingKeyExpired:
+                raise
+            except Exception as error:  # noqa: BLE001 - one record must not stop its partition
+                log.error("batch_split", partition=batch.partition, error=type(error).__name__)
+                single, counts, culprits = self._one_by_one(batch, read, scored)
+                outputs += single
+                bad += culprits
+        if bad:
+            await self._dlq_sealer.ready()
+            outputs.append(self._letters(batch, bad))
+        return outputs, counts
+
+    def _one_by_one(
+        self, batch: RecordBatch, read: ReadBatch, scored: Scored
+    ) -> tuple[list[Output], Mapping[tuple[str, str], int], list[Bad]]:
+        """The batch again, row by row: those that can be decided are, the others become dead letters."""
+        outputs: list[Output] = []
+        counts: Counter[tuple[str, str]] = Counter()
+        culprits: list[Bad] = []
+        for index in range(read.payments.row_count):
+            try:
+                output, counted = self._decisions(batch, read.row(index), scored.row(index))
+            except SealingKeyExpired:
+                raise
+            except Exception:  # noqa: BLE001 - as above; the record's place stands in the dead letter
+                culprits.append(Bad(int(read.columns.row[index]), *NOT_DECIDED))
+            else:
+                outputs.append(output)
+                counts.update(counted)
+        return outputs, counts, culprits
+
+    def _decisions(
+        self, batch: RecordBatch, read: ReadBatch, scored: Scored
+    ) -> tuple[Output, Mapping[tuple[str, str], int]]:
+        names, policy = self._names, self._policy.policy
+        begun = perf_counter_ns()
+        risk = RiskBatch(read.features, read.payments.amount, read.payments.channel, read.currency)
+        decisions = decide(risk, scored.scores, self._policy.rules, policy, scored.degraded_reason)
+        decided = perf_counter_ns()
+        event_ids = read.columns.strings["event_id"].to_list()
+        ids = decision_ids(names.tenant, event_ids, KIND)
+        traces = self._traces(batch, read)
+        timings = StageTimings(
+            queue_us=max(0, read.read_at_ms - batch.timestamps_ms[0]) * 1000,
+            decode_us=read.decode_us,
+            features_us=read.features_us,
+            model_us=scored.model_us,
+            decide_us=(decided - begun) // _NS_PER_US,
+        )
+        framed = self._writer.write(
+            self._columns(batch, read, decisions, policy.version, policy.sha256, ids, timings, traces)
+        )
+        encoded = perf_counter_ns()
+        values = self._sealer.seal_batch(framed, ids, names.schema_id)
+        keys = self._pseudonymizer.of_all(read.columns.strings["account_id"].to_list())
+        headers = [[(HEADER_NAME, header)] for header in envelope_headers(names.schema_id, ids)]
+        if traces is not None:
+            for row, traceparent in enumerate(traces):
+                if traceparent is not None:
+                    headers[row].append((trace.TRACEPARENT, traceparent))
+        sealed = perf_counter_ns()
+        for stage, start, end in (
+            ("decide", begun, decided),
+            ("encode", decided, encoded),
+            ("seal", encoded, sealed),
+        ):
+            self._metrics.stage(stage, (end - start) / 1e9)  # type: ignore[arg-type]
+        output = Output(
+            names.decisions_topic,
+            batch.partition % names.decisions_partitions,
+            keys,
+            values,
+            headers,
+            self._now_ms(),
+        )
+        return output, decisions.counts()
+
+    def _columns(
+        self,
+        batch: RecordBatch,
+        read: ReadBatch,
+        decisions: RiskDecisions,
+        policy_version: str,
+        policy_sha256: str,
+        ids: Sequence[bytes],
+        timings: StageTimings,
+        traces: Sequence[bytes | None] | None,
+    ) -> DecisionColumns:
+        columns, count = read.columns, read.columns.row_count
+        model = decisions.model or NO_MODEL
+        offsets = np.fromiter(batch.offsets, np.int64, len(batch))
+        return DecisionColumns(
+            decision_id=np.frombuffer(b"".join(ids), np.uint8).reshape(count, ID_BYTES),
+            event_id=columns.strings["event_id"],
+            account_id=columns.strings["account_id"],
+            currency=columns.strings["currency"],
+            terminal_id=columns.strings["terminal_id"],
+            outcome=decisions.outcome,
+            score=decisions.score,
+            probability=decisions.probability,
+            logit=decisions.logit,
+            base_logit=decisions.base_logit,
+            reason_index=decisions.reason_index,
+            reason_contribution=decisions.reason_contribution,
+            rules=decisions.rules_fired,
+            rule_ids=decisions.rule_ids,
+            amount=columns.ints["amount"],
+            event_ms=columns.ints["event_time"],
+            decided_ms=np.full(count, self._now_ms(), np.int64),
+            row_offset=offsets[columns.row],
+            tenant=self._names.tenant,
+            kind=KIND,
+            model_name=model.name,
+            model_version=model.version,
+            model_sha256=model.sha256,
+            policy_version=policy_version,
+            policy_sha256=policy_sha256,
+            topic=batch.topic,
+            partition=batch.partition,
+            feature_spec=self._names.feature_spec,
+            timings=timings,
+            degraded=decisions.degraded,
+            degraded_reason=decisions.degraded_reason,
+            traceparent=traces,
+        )
+
+    def _traces(self, batch: RecordBatch, read: ReadBatch) -> list[bytes | None] | None:
+        """Each decision's own step of the trace that its event belongs to; None when no event has one."""
+        headers = batch.headers
+        if headers is None:
+            return None
+        contexts = [trace.from_headers(headers[row]) for row in read.columns.row.tolist()]
+        if not any(contexts):
+            return None
+        return [context.child().traceparent.encode() if context else None for context in contexts]
+
+    def _letters(self, batch: RecordBatch, bad: Sequence[Bad]) -> Output:
+        now_ms = self._now_ms()
+        letters = []
+        for each in bad:
+            headers = batch.headers[each.row] if batch.headers is not None else ()
+            letters.append(
+                dead_letter(
+                    batch.topic,
+                    batch.partition,
+                    batch.offsets[each.row],
+                    batch.timestamps_ms[each.row],
+                    batch.keys[each.row],
+                    batch.values[each.row],
+                    headers,
+                    each.reason,
+                    each.detail,
+                    "risk",
+                    now_ms,
+                )
+            )
+            self._metrics.dead_lettered(each.reason)
+        written = self._dead_letters.write(letters)
+        return Output(
+            self._names.dlq_topic,
+            batch.partition % self._names.dlq_partitions,
+            [None] * len(written),
+            [value for value, _ in written],
+            [headers for _, headers in written],
+            now_ms,
+        )
