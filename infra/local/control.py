@@ -16,7 +16,6 @@ from infra.local.server import tail
 from infra.local.stack_settings import StackPaths, StackSettings
 from infra.local.state import AlreadyRunning, Phase, StackState, exclusive, is_held, read_state
 from infra.local.supervisor import end_leftovers
-from infra.local.triton import site_packages
 from weir.errors import ExitCode, MissingPart, WeirError
 
 _POLL_S = 0.05
@@ -37,6 +36,9 @@ def require_setup(only: Sequence[str] = ()) -> None:
         if not any(layout.KAFKA_LIB.glob("*.jar")):
             raise MissingPart(f"Kafka's jars are not in {layout.KAFKA_LIB}. Run `make setup`.")
     if not only or any(name == "triton" or name.startswith("risk") for name in only):
+        # Imported here, because it brings gRPC along, for which `weir status` would wait.
+        from infra.local.triton import site_packages
+
         site_packages(layout.TRITON_ENV)
         if not any(layout.MODEL_SOURCES.glob("*/config.pbtxt")):
             raise MissingPart(

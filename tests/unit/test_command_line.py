@@ -131,4 +131,13 @@ def test_each_command_loads_and_its_line_is_its_own():
     for known in _root.commands().values():
         loaded = _root.load(known)
         assert loaded.name == known.name
-        assert (loaded.help or "").splitlines()[0] == known.help, known.name
+        assert (loaded.help or "").startswith(known.help.rstrip(".")), known.name
+
+
+def test_the_reference_names_every_command_and_every_exit_code():
+    """`python -m infra.local.cli_reference` writes the page anew."""
+    reference = Path(__file__).resolve().parents[2] / "docs" / "reference"
+    page = (reference / "cli.md").read_text()
+    assert [name for name in _root.commands() if f"## `weir {name}`" not in page] == []
+    codes = (reference / "exit-codes.md").read_text()
+    assert [code for code in ExitCode if f"| {int(code)} | {code.name.lower()} |" not in codes] == []
