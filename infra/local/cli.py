@@ -32,7 +32,7 @@ def up(
     if is_held(paths.run):
         _already(paths, console)
         return
-    control.require_setup(parts or ())
+    control.require_setup(settings, parts or ())
     began = time.monotonic()
     with display(console) as show:
         if foreground:

@@ -13,8 +13,8 @@ _HEAD = """# Command line
 Written from the commands by `python -m infra.local.cli_reference`; do not edit.
 
 `weir --help` lists the commands that are installed: the SDK alone brings `decisions`, `dlq`, `topics` and
-`schemas`, the checkout the rest. Every error is one line on stderr; [exit codes](exit-codes.md) say of what kind
-it was. An unexpected one leaves a report in `.weir/logs` (or the temporary folder), and `WEIR_DEBUG=1` shows it.
+`schemas`, the checkout the rest. Every error is one line on stderr; [exit codes](exit-codes.md) say of what
+kind. An unexpected one leaves a report in `.weir/logs` (or the temporary folder); `WEIR_DEBUG=1` shows it.
 Settings come from `$WEIR_CONFIG`, else `./weir.toml`, else the file that `weir up` writes.
 """
 

@@ -25,7 +25,7 @@ STOP_DEADLINE_S = 60.0
 Show = Callable[[StackState], None]
 
 
-def require_setup(only: Sequence[str] = ()) -> None:
+def require_setup(settings: StackSettings, only: Sequence[str] = ()) -> None:
     """Check that what the stack (of it, `only` these parts) starts is on this machine.
 
     Raises:
@@ -40,9 +40,9 @@ def require_setup(only: Sequence[str] = ()) -> None:
         from infra.local.triton import site_packages
 
         site_packages(layout.TRITON_ENV)
-        if not any(layout.MODEL_SOURCES.glob("*/config.pbtxt")):
+        if not any(settings.models.glob("*/config.pbtxt")):
             raise MissingPart(
-                f"no model is in {layout.MODEL_SOURCES}. Run `weir train risk`, or restore the checkout."
+                f"no model is in {settings.models}. Run `weir train risk`, or restore the checkout."
             )
 
 

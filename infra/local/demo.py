@@ -74,7 +74,7 @@ def run(*, seconds: float, rate: float, seed: int, keep: bool) -> None:
         ours = state is None
         if state is None:
             console.print("starting the embedded stack", highlight=False)
-            control.require_setup()
+            control.require_setup(settings)
             with display(console) as show:
                 state = control.start(settings, (), show, die_with_us=not keep)
         elif state.phase is not Phase.RUNNING:

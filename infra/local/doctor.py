@@ -186,10 +186,11 @@ def _triton_env() -> str:
 
 
 def _models() -> str:
-    names = sorted(path.parent.name for path in layout.MODEL_SOURCES.glob("*/config.pbtxt"))
+    folder = StackSettings.load().models
+    names = sorted(path.parent.name for path in folder.glob("*/config.pbtxt"))
     if not names:
-        raise MissingPart(f"none in {layout.MODEL_SOURCES}. Run `weir train risk`, or restore the checkout.")
-    return f"{', '.join(names)} in {layout.MODEL_SOURCES}"
+        raise MissingPart(f"none in {folder}. Run `weir train risk`, or restore the checkout.")
+    return f"{', '.join(names)} in {folder}"
 
 
 def _disk() -> str:
@@ -281,7 +282,7 @@ async def _triton() -> str:
     from weir.inference.client import ModelClient
 
     risk, settings = RiskSettings.load(), TritonSettings.load()
-    pinned = risk.model_version or newest_version(layout.MODEL_SOURCES / risk.model)
+    pinned = risk.model_version or newest_version(risk.model_repository / risk.model)
     async with ModelClient(
         settings, risk.model, pinned, outputs=("logit",), rows_max=1, deadline_s=_ANSWER_S
     ) as model:

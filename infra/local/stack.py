@@ -71,7 +71,7 @@ class Stack:
             heap_mb=settings.kafka_heap_mb,
         )
         self.triton = TritonServer(
-            layout.MODEL_SOURCES,
+            settings.models,
             self.paths.logs / "triton.log",
             staged=self.paths.run / "models",
             grpc_port=self.ports["triton"],
@@ -108,7 +108,7 @@ class Stack:
                 "metrics_port": self.ports["ledger-metrics"],
             },
             "risk": {
-                "model_repository": layout.MODEL_SOURCES,
+                "model_repository": self.settings.models.resolve(),
                 "metrics_host": LOOPBACK,
                 "metrics_port": self.ports["risk-1-metrics"],
             },
