@@ -18,6 +18,9 @@ help: ## This list
 setup: ## Install what the embedded stack needs, in this folder
 	@$(PYTHON) infra/bootstrap.py
 
+$(BIN)/python:
+	@$(PYTHON) infra/bootstrap.py --only venv
+
 setup-all:
 	@$(PYTHON) infra/bootstrap.py --all
 
@@ -29,10 +32,10 @@ up: ## Start the embedded stack, and leave it running
 	@$(PYTHON) infra/bootstrap.py --quiet
 	@$(BIN)/weir up $(ARGS)
 
-down: ## Stop the embedded stack (ARGS=--wipe forgets its data)
+down: | $(BIN)/python ## Stop the embedded stack (ARGS=--wipe forgets its data)
 	@$(BIN)/weir down $(ARGS)
 
-status: ## What of the embedded stack runs
+status: | $(BIN)/python ## What of the embedded stack runs
 	@$(BIN)/weir status $(ARGS)
 
 test: setup-all ## Every test, against real servers
@@ -41,27 +44,27 @@ test: setup-all ## Every test, against real servers
 unit: setup ## The tests that need no server
 	$(BIN)/python -m pytest tests/unit tests/conformance $(ARGS)
 
-lint: ## Ruff: rules and format
+lint: | $(BIN)/python ## Ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: ## Let ruff mend what it can
+format: | $(BIN)/python ## Let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: ## mypy, strict
+types: | $(BIN)/python ## mypy, strict
 	$(BIN)/mypy
 
-docs: ## Build the site into site/, a warning fails
+docs: | $(BIN)/python ## Build the site into site/, a warning fails
 	$(BIN)/mkdocs build --strict --quiet
 
 bench: setup ## What a decision costs, against a floor and against peers
 	$(BIN)/python -m bench $(ARGS)
 
-schemas: ## Check schemas/ against what was registered
+schemas: | $(BIN)/python ## Check schemas/ against what was registered
 	$(BIN)/python -m weir.codec.compatibility $(ARGS)
 
-protos: ## Make the gRPC code of protos/ again
+protos: | $(BIN)/python ## Make the gRPC code of protos/ again
 	$(BIN)/python infra/build/hatch_build.py
 
 lock: setup ## Pin the dependencies anew (ARGS=--upgrade takes the newest)
