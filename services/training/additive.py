@@ -1,19 +1,20 @@
-"""The risk model as mathematics: one step function a feature, summed; so its reasons are exact.
+"""The risk model as mathematics: a sum of tables over one or two features; so its reasons are exact.
 
-LightGBM grows the trees under a constraint that each tree uses one feature. All trees of a feature then
-add up, without any approximation, to one piecewise-constant function of that feature, and
+LightGBM grows trees under a constraint that each uses one feature, or one of a few chosen pairs. All trees
+over the same features add up, without any approximation, to one piecewise-constant table, and
 
-    logit(x) = base_logit + sum over features of contribution_f(x_f)
+    logit(x) = base_logit + sum over tables of value(x),   value = sum over its features of share(x)
 
-Each contribution is centred on the rows the model was trained on. For an additive model the centred term
-is the Shapley value of its feature (Lundberg and Lee 2017), so serving has nothing to estimate.
+The base is the mean logit over the rows the model was trained on, and the shares are Shapley values of the
+features against those rows. With at most two features a table they have a closed form: nothing is estimated.
 
-Source of the model class: Hastie and Tibshirani 1990 (generalised additive models); Lou, Caruana, Gehrke 2012
-(additive models of boosted trees).
+Sources: Hastie and Tibshirani 1990 (additive models); Lou et al. 2013 (with pairwise interactions);
+Lundberg and Lee 2017, Janzing et al. 2020 (Shapley values of a model, absent features drawn from the training
+rows).
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from services.training.errors import TrainingError
 
 Floats32 = NDArray[np.float32]
 Floats = NDArray[np.float64]
+Node = Mapping[str, Any]
 
 
 def float32_at_or_below(threshold: Floats) -> Floats32:
@@ -33,39 +35,60 @@ def float32_at_or_below(threshold: Floats) -> Floats32:
     """
     with np.errstate(over="ignore"):
         near = threshold.astype(np.float32)
-    return np.where(near.astype(np.float64) > threshold, np.nextafter(near, np.float32(-np.inf)), near)
+        below = np.nextafter(near, np.float32(-np.inf))
+    return np.where(near.astype(np.float64) > threshold, below, near)
 
 
 @dataclass(frozen=True, slots=True)
-class StepFunction:
-    """values[i] where edges[i-1] < x <= edges[i]; the last value above all edges; `missing` where x is nan.
+class Table:
+    """A piecewise-constant function of one or two features, told as each feature's share of it.
 
-    edges: (k,) float32, ascending. values: (k + 1,) float64, logit units.
+    features: (d,) indices, ascending. edges: d arrays of float32, ascending; cell i of an axis holds
+    edges[i - 1] < x <= edges[i], the last one all above and nan. A last edge of +inf sets nan apart.
+    shares: d arrays of float64 in logit units, each with len(edges) + 1 cells an axis; the function is
+    their sum.
     """
 
-    edges: Floats32
-    values: Floats
-    missing: float
+    features: tuple[int, ...]
+    edges: tuple[Floats32, ...]
+    shares: tuple[Floats, ...]
 
     def __post_init__(self) -> None:
-        if len(self.values) != len(self.edges) + 1 or not (np.diff(self.edges) > 0).all():
-            raise TrainingError("A step function needs ascending edges and one more value than edges.")
+        shape = tuple(len(edges) + 1 for edges in self.edges)
+        if not len(self.features) == len(self.edges) == len(self.shares) or any(
+            share.shape != shape for share in self.shares
+        ):
+            raise TrainingError("A table needs edges and a share for each feature, of one shape.")
+        if any(not (np.diff(edges) > 0).all() for edges in self.edges):
+            raise TrainingError("A table's edges must ascend.")
 
-    def __call__(self, x: Floats32) -> Floats:
-        """The function at x, (n,) float32 to (n,) float64."""
-        found = self.values[np.searchsorted(self.edges, x, side="left")]
-        return np.where(np.isnan(x), self.missing, found)
+    @property
+    def values(self) -> Floats:
+        """The function, cell by cell."""
+        total: Floats = np.sum(self.shares, axis=0)
+        return total
 
-    def less(self, offset: float) -> "StepFunction":
-        """This function minus a constant."""
-        return StepFunction(self.edges, self.values - offset, self.missing - offset)
-
-    def without_idle_edges(self) -> "StepFunction":
-        """The same function without edges at which nothing changes."""
-        moves = np.diff(self.values) != 0
-        return StepFunction(
-            self.edges[moves], np.append(self.values[:-1][moves], self.values[-1]), self.missing
+    def cells(self, x: Floats32) -> tuple[NDArray[np.intp], ...]:
+        """Where each row of x, (n, F), lies: an index array for each axis."""
+        return tuple(
+            np.searchsorted(edges, x[:, feature], side="left")
+            for feature, edges in zip(self.features, self.edges, strict=True)
         )
+
+    def explained_by(self, x: Floats32) -> tuple["Table", float]:
+        """The same function less its mean over `x`, shared out as Shapley values; and that mean."""
+        values, cells = self.values, self.cells(x)
+        mean = float(values[cells].mean())
+        if len(self.features) == 1:
+            return Table(self.features, self.edges, (values - mean,)), mean
+        mass_0, mass_1 = (
+            np.bincount(cell, minlength=size) / len(x) for cell, size in zip(cells, values.shape, strict=True)
+        )
+        alone_0 = (values @ mass_1)[:, None]  # expectation with only the first feature known
+        alone_1 = (mass_0 @ values)[None, :]
+        both = values - mean
+        shares = ((alone_0 - alone_1 + both) / 2, (alone_1 - alone_0 + both) / 2)
+        return Table(self.features, self.edges, shares), mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,104 +111,110 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class AdditiveModel:
-    """The whole model: what the ONNX graph computes, in float64.
-
-    steps: by feature index; a feature that is missing here contributes nothing.
-    """
+    """The whole model: what the ONNX graph computes, in float64."""
 
     features: tuple[str, ...]
-    steps: Mapping[int, StepFunction]
+    tables: tuple[Table, ...]
     base_logit: float
     calibration: Calibration = Calibration()
 
     def contributions(self, x: Floats32) -> Floats:
         """(n, F) float64, logit units: how much each feature moves each row from the base."""
         out = np.zeros(x.shape, np.float64)
-        for feature, step in self.steps.items():
-            out[:, feature] = step(x[:, feature])
+        for table in self.tables:
+            cells = table.cells(x)
+            for feature, share in zip(table.features, table.shares, strict=True):
+                out[:, feature] += share[cells]
         return out
 
     def logit(self, x: Floats32) -> Floats:
         """(n,) float64."""
-        return self.base_logit + self.contributions(x).sum(axis=1)
+        total: Floats = self.base_logit + self.contributions(x).sum(axis=1)
+        return total
 
     def probability(self, x: Floats32) -> Floats:
         """(n,) float64, calibrated."""
         return self.calibration(self.logit(x))
 
-    def centred_on(self, x: Floats32) -> "AdditiveModel":
-        """The same logit, with contributions that average to zero over `x`; the base takes their means."""
-        means = {feature: float(step(x[:, feature]).mean()) for feature, step in self.steps.items()}
-        steps = {feature: step.less(means[feature]) for feature, step in self.steps.items()}
-        return replace(self, steps=steps, base_logit=self.base_logit + sum(means.values()))
+    def explained_by(self, x: Floats32) -> "AdditiveModel":
+        """The same logit; base and contributions told against the rows `x`."""
+        explained = [table.explained_by(x) for table in self.tables]
+        base = self.base_logit + sum(mean for _, mean in explained)
+        return AdditiveModel(self.features, tuple(table for table, _ in explained), base, self.calibration)
 
 
-def from_lightgbm(dump: Mapping[str, Any], features: Sequence[str]) -> AdditiveModel:
-    """The additive model that a LightGBM booster's `dump_model()` describes, with the same raw score.
+def from_lightgbm(
+    dumps: Iterable[Mapping[str, Any]], features: Sequence[str], weight: float = 1.0
+) -> AdditiveModel:
+    """The model whose logit is `weight` times the sum of the boosters' raw scores, from their `dump_model()`.
 
     Raises:
-        TrainingError: a tree uses more than one feature, or a split that is not numerical.
+        TrainingError: a tree uses more than two features, or a split that is not numerical.
     """
-    trees: dict[int, list[Mapping[str, Any]]] = {}
+    trees: dict[tuple[int, ...], list[Node]] = {}
     base = 0.0
-    for info in dump["tree_info"]:
-        root = info["tree_structure"]
-        used = sorted(_features_of(root))
-        if len(used) > 1:
-            names = ", ".join(features[feature] for feature in used)
-            raise TrainingError(
-                f"Tree {info['tree_index']} uses {names}: this model takes one feature a tree."
-            )
-        if used:
-            trees.setdefault(used[0], []).append(root)
-        else:
-            base += float(root["leaf_value"])
-    steps = {feature: _merged(trees[feature]).without_idle_edges() for feature in sorted(trees)}
-    return AdditiveModel(tuple(features), steps, base)
+    for dump in dumps:
+        for info in dump["tree_info"]:
+            root = info["tree_structure"]
+            used = tuple(sorted({int(node["split_feature"]) for node in _splits(root)}))
+            if len(used) > 2:
+                names = ", ".join(features[feature] for feature in used)
+                raise TrainingError(f"Tree {info['tree_index']} uses {names}: at most two can be explained.")
+            if used:
+                trees.setdefault(used, []).append(root)
+            else:
+                base += weight * float(root["leaf_value"])
+    tables = tuple(_merged(used, trees[used], weight) for used in sorted(trees))
+    return AdditiveModel(tuple(features), tables, base)
 
 
-def _features_of(node: Mapping[str, Any]) -> set[int]:
-    if "split_feature" not in node:
-        return set()
-    if node["decision_type"] != "<=":
-        raise TrainingError(f"Split by {node['decision_type']}: only numerical splits are exported.")
-    below = _features_of(node["left_child"]) | _features_of(node["right_child"])
-    return below | {int(node["split_feature"])}
+def _splits(node: Node) -> Iterable[Node]:
+    if "split_feature" in node:
+        if node["decision_type"] != "<=":
+            raise TrainingError(f"Split by {node['decision_type']}: only numerical splits are exported.")
+        yield node
+        yield from _splits(node["left_child"])
+        yield from _splits(node["right_child"])
 
 
-def _merged(trees: Sequence[Mapping[str, Any]]) -> StepFunction:
-    """The sum of single-feature trees."""
-    edges = np.unique(float32_at_or_below(np.array([t for tree in trees for t in _thresholds(tree)])))
-    values, missing = np.zeros(len(edges) + 1), 0.0
+def _merged(features: tuple[int, ...], trees: Sequence[Node], weight: float) -> Table:
+    """The sum of trees over the same features, without edges at which nothing changes."""
+    thresholds: dict[int, list[float]] = {feature: [np.inf] for feature in features}
     for tree in trees:
-        _add(tree, edges, values, 0, len(edges) + 1)
-        missing += _at_missing(tree)
-    return StepFunction(edges, values, missing)
+        for node in _splits(tree):
+            thresholds[int(node["split_feature"])].append(float(node["threshold"]))
+    edges = [np.unique(float32_at_or_below(np.array(thresholds[feature]))) for feature in features]
+    values = np.zeros([len(axis) + 1 for axis in edges])
+    for tree in trees:
+        _add(tree, features, edges, values, tuple(np.arange(size) for size in values.shape))
+    for axis in range(len(features)):
+        steps = np.diff(values, axis=axis)
+        moves = (steps != 0).any(axis=tuple(other for other in range(values.ndim) if other != axis))
+        edges[axis] = edges[axis][moves]
+        values = np.compress(np.append(moves, True), values, axis=axis)
+    share = weight * values / len(features)
+    return Table(features, tuple(edges), (share,) * len(features))
 
 
-def _thresholds(node: Mapping[str, Any]) -> list[float]:
-    if "split_feature" not in node:
-        return []
-    return [float(node["threshold"]), *_thresholds(node["left_child"]), *_thresholds(node["right_child"])]
-
-
-def _add(node: Mapping[str, Any], edges: Floats32, values: Floats, first: int, last: int) -> None:
-    """Add the tree to `values`, whose intervals `first` to `last` (exclusive) reach `node`."""
-    if first >= last:
+def _add(
+    node: Node,
+    features: tuple[int, ...],
+    edges: Sequence[Floats32],
+    values: Floats,
+    cells: tuple[NDArray[np.intp], ...],
+) -> None:
+    """Add the tree to those cells of `values` whose rows reach `node`."""
+    if not all(len(axis) for axis in cells):
         return
     if "split_feature" not in node:
-        values[first:last] += float(node["leaf_value"])
+        values[np.ix_(*cells)] += float(node["leaf_value"])
         return
-    edge = float32_at_or_below(np.array([float(node["threshold"])]))[0]
-    middle = int(np.clip(np.searchsorted(edges, edge) + 1, first, last))
-    _add(node["left_child"], edges, values, first, middle)
-    _add(node["right_child"], edges, values, middle, last)
-
-
-def _at_missing(node: Mapping[str, Any]) -> float:
-    while "split_feature" in node:
-        # LightGBM reads nan as 0 where no row was missing in training.
-        known = node["missing_type"] == "NaN"
-        left = bool(node["default_left"]) if known else float(node["threshold"]) >= 0
-        node = node["left_child" if left else "right_child"]
-    return float(node["leaf_value"])
+    axis = features.index(int(node["split_feature"]))
+    threshold = float(node["threshold"])
+    edge = float32_at_or_below(np.array([threshold]))[0]
+    left = cells[axis] <= np.searchsorted(edges[axis], edge)
+    # The last cell is nan's. LightGBM reads nan as 0 where no row was missing in training.
+    nan_left = bool(node["default_left"]) if node["missing_type"] == "NaN" else threshold >= 0
+    left = np.where(cells[axis] == len(edges[axis]), nan_left, left)
+    for child, side in (("left_child", left), ("right_child", ~left)):
+        _add(node[child], features, edges, values, (*cells[:axis], cells[axis][side], *cells[axis + 1 :]))

@@ -3,8 +3,8 @@
     features (n, F) ──TreeEnsembleRegressor──▶ contributions (n, F)
     contributions ──ReduceSum, + base_logit──▶ logit (n, 1) ──beta calibration──▶ probability (n, 1)
 
-Each feature's step function is one balanced tree of depth at most 9, whose leaves write to that feature's own
-target. So the regressor's output is the contributions, and hundreds of boosted trees become F small ones.
+Each table of one feature, or of a pair, is one balanced tree, whose leaves write each feature's share to that
+feature's own target. So the regressor's output is the contributions, and many boosted trees become a few.
 
 The graph keeps to operator set 17, `ai.onnx.ml` 3 and IR version 8, which ONNX Runtime 1.17 reads.
 """
@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from services.training.additive import AdditiveModel, StepFunction
+from services.training.additive import AdditiveModel, Table
 
 OPSET, OPSET_ML, IR_VERSION = 17, 3, 8
 INPUT = "features"
@@ -40,44 +40,45 @@ class _Forest:
     leaf_target: list[int] = field(default_factory=list)
     leaf_value: list[float] = field(default_factory=list)
 
-    def add(self, tree: int, feature: int, step: StepFunction) -> None:
-        """One balanced tree for one step function; node 0 sets missing values apart."""
-        nodes = 0
+    def add(self, tree: int, table: Table) -> None:
+        """One balanced tree for one table, halving its longer axis until a block of cells is all alike."""
+        values = np.stack([share.astype(np.float32) for share in table.shares], axis=-1)
+        node_count = 0
 
-        def new(mode: str, threshold: float) -> int:
-            nonlocal nodes
-            for column, value in zip(
-                (self.tree, self.node, self.feature, self.mode, self.threshold, self.yes, self.no),
-                (tree, nodes, feature, mode, threshold, 0, 0),
-                strict=True,
-            ):
-                column.append(value)  # type: ignore[attr-defined]
-            nodes += 1
-            return nodes - 1
+        def new(mode: str, feature: int, threshold: float) -> int:
+            nonlocal node_count
+            self.tree.append(tree)
+            self.node.append(node_count)
+            self.feature.append(feature)
+            self.mode.append(mode)
+            self.threshold.append(threshold)
+            self.yes.append(0)
+            self.no.append(0)
+            node_count += 1
+            return node_count - 1
 
-        def leaf(value: float) -> int:
-            at = new("LEAF", 0.0)
-            self.leaf_tree.append(tree)
-            self.leaf_node.append(at)
-            self.leaf_target.append(feature)
-            self.leaf_value.append(float(np.float32(value)))
-            return at
-
-        def grow(first: int, last: int) -> int:
-            """Nodes for the values `first` to `last` (inclusive)."""
-            if first == last:
-                return leaf(step.values[first])
-            middle = (first + last) // 2
-            return branch(float(step.edges[middle]), (first, middle), (middle + 1, last))
-
-        def branch(threshold: float, low: tuple[int, int], high: tuple[int, int] | None) -> int:
-            at = new("BRANCH_LEQ", threshold)
+        def grow(block: tuple[slice, ...]) -> int:
+            cells = values[block]
+            first = cells[(0,) * len(block)]
+            if (cells == first).all():
+                at = new("LEAF", 0, 0.0)
+                for feature, value in zip(table.features, first, strict=True):
+                    self.leaf_tree.append(tree)
+                    self.leaf_node.append(at)
+                    self.leaf_target.append(feature)
+                    self.leaf_value.append(float(value))
+                return at
+            axis = int(np.argmax(cells.shape[:-1]))
+            start, stop = block[axis].start, block[axis].stop
+            middle = (start + stop) // 2
+            # nan <= edge is false, so a missing value falls to the last cell of its axis.
+            at = new("BRANCH_LEQ", table.features[axis], float(table.edges[axis][middle - 1]))
             place = len(self.tree) - 1
-            self.yes[place] = grow(*low)
-            self.no[place] = leaf(step.missing) if high is None else grow(*high)
+            self.yes[place] = grow((*block[:axis], slice(start, middle), *block[axis + 1 :]))
+            self.no[place] = grow((*block[:axis], slice(middle, stop), *block[axis + 1 :]))
             return at
 
-        branch(float("inf"), (0, len(step.edges)), None)  # nan <= inf is false, everything else is true
+        grow(tuple(slice(0, size) for size in values.shape[:-1]))
 
     def attributes(self, target_count: int) -> dict[str, Any]:
         """Keyword arguments of the TreeEnsembleRegressor node."""
@@ -108,8 +109,8 @@ def to_onnx(model: AdditiveModel, *, name: str, feature_spec: str) -> onnx.Model
         onnx.checker.ValidationError: the graph is malformed, which is a defect here.
     """
     forest = _Forest()
-    for tree, (feature, step) in enumerate(sorted(model.steps.items())):
-        forest.add(tree, feature, step)
+    for tree, table in enumerate(model.tables):
+        forest.add(tree, table)
     width = len(model.features)
 
     def constant(label: str, value: float) -> onnx.TensorProto:

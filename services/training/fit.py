@@ -1,0 +1,250 @@
+"""From features and labels to an additive model: first each feature alone, then a few pairs on what is left.
+
+Source of the two stages: Lou et al. 2013, Accurate intelligible models with pairwise interactions. Several
+fits on drawn rows are averaged (Nori et al. 2019, explainable boosting), which costs nothing at serving time.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import lightgbm
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+
+from services.training import evaluate
+from services.training.additive import AdditiveModel, Calibration, Floats, Floats32, from_lightgbm
+from services.training.errors import TrainingError
+
+Bools = NDArray[np.bool_]
+CALIBRATION_FRAUDS_MIN = 20  # fewer fix no curve: the logit's own sigmoid then stands
+PAIRS_GAIN_MIN = (
+    0.005  # share of the validation log loss that pairs must save to be worth their harder reading
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """x: (n, F) float32. is_fraud: (n,) bool. weight: (n,) float64."""
+
+    x: Floats32
+    is_fraud: Bools
+    weight: Floats
+
+    @classmethod
+    def of(cls, x: Floats32, is_fraud: Bools) -> "Rows":
+        """Rows that weigh 1 each.
+
+        Raises:
+            TrainingError: one class only, or a feature that is infinite.
+        """
+        fraud_count = int(is_fraud.sum())
+        if fraud_count in (0, len(is_fraud)):
+            raise TrainingError(
+                f"{len(is_fraud):,} rows to fit on hold {fraud_count:,} known frauds: both are needed."
+            )
+        if np.isinf(x).any():
+            raise TrainingError("A feature is infinite. Check the amounts and times of the payments.")
+        return cls(x, is_fraud, np.ones(len(is_fraud)))
+
+    def thinned(self, honest_max: int, seed: int) -> "Rows":
+        """At most `honest_max` honest rows, each weighing for those left out; every fraud stays."""
+        honest = np.flatnonzero(~self.is_fraud)
+        if len(honest) <= honest_max:
+            return self
+        kept = np.random.default_rng(seed).choice(honest, honest_max, replace=False)
+        rows = np.sort(np.concatenate([kept, np.flatnonzero(self.is_fraud)]))
+        weight = np.where(self.is_fraud[rows], 1.0, len(honest) / honest_max)
+        return Rows(self.x[rows], self.is_fraud[rows], weight)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How to fit. The same recipe, rows and seed give the same model, to the byte."""
+
+    seed: int = 7
+    bags: int = 4
+    threads: int = 0
+    rounds_max: int = 1000
+    patience: int = 60
+    learning_rate: float = 0.05
+    leaves: int = 3
+    leaves_pair: int = 8
+    leaf_rows_min: int = 30
+    bins: int = 255
+    bins_pair: int = 32
+    pairs_max: int = 8
+
+    def quick(self) -> "Recipe":
+        """A coarser fit, within seconds: to try things out."""
+        return replace(self, bags=1, rounds_max=150, learning_rate=0.1, pairs_max=min(self.pairs_max, 4))
+
+    def as_dict(self) -> dict[str, Any]:
+        """All settings that change the model; threads do not."""
+        return {name: value for name, value in asdict(self).items() if name != "threads"}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the validation rows decided: rounds of each stage, and the pairs, by feature index."""
+
+    rounds: int
+    pairs: tuple[tuple[int, int], ...] = ()
+    rounds_pair: int = 0
+
+
+def plan(train: Rows, validation: Rows, features: Sequence[str], recipe: Recipe) -> Plan:
+    """Rounds by early stopping on the validation rows; pairs only if they pay there."""
+    alone = _Stage(train, recipe, recipe.bins).fit(
+        _singles(train), recipe.leaves, recipe.rounds_max, recipe.seed, validation=validation
+    )
+    rounds = _rounds(alone)
+    if not recipe.pairs_max:
+        return Plan(rounds)
+    base = alone.predict(train.x, raw_score=True)
+    base_validation = alone.predict(validation.x, raw_score=True)
+    pairs = _promising_pairs(train, base, recipe)
+    if not pairs:
+        return Plan(rounds)
+    together = _Stage(train, recipe, recipe.bins_pair, base).fit(
+        pairs, recipe.leaves_pair, recipe.rounds_max, recipe.seed,
+        validation=validation, validation_base=base_validation,
+    )  # fmt: skip
+    before = _log_loss(base_validation, validation)
+    after = _log_loss(base_validation + together.predict(validation.x, raw_score=True), validation)
+    if after > before * (1 - PAIRS_GAIN_MIN):
+        return Plan(rounds)
+    return Plan(rounds, tuple(pairs), _rounds(together))
+
+
+def grow(train: Rows, features: Sequence[str], made: Plan, recipe: Recipe) -> AdditiveModel:
+    """The model that the plan describes, averaged over the bags, its reasons told against `train`."""
+    alone = _Stage(train, recipe, recipe.bins)
+    boosters = [
+        alone.fit(_singles(train), recipe.leaves, made.rounds, recipe.seed + bag)
+        for bag in range(recipe.bags)
+    ]
+    if made.pairs:
+        base = np.mean([booster.predict(train.x, raw_score=True) for booster in boosters], axis=0)
+        together = _Stage(train, recipe, recipe.bins_pair, base)
+        boosters += [
+            together.fit(made.pairs, recipe.leaves_pair, made.rounds_pair, recipe.seed + bag)
+            for bag in range(recipe.bags)
+        ]
+    dumps = (booster.dump_model(num_iteration=-1) for booster in boosters)
+    model = from_lightgbm(dumps, features, weight=1 / recipe.bags)
+    if not model.tables:
+        raise TrainingError("No feature tells fraud from honest payments here. Give more events.")
+    # Frauds are all kept when rows are thinned, so the background is drawn back to their true share.
+    share = train.weight / train.weight.max()
+    drawn = np.random.default_rng(recipe.seed).random(len(share)) <= share
+    return model.explained_by(train.x[drawn])
+
+
+def calibrate(model: AdditiveModel, rows: Rows) -> AdditiveModel:
+    """The same model with a probability fitted on rows that it has not seen.
+
+    Beta calibration; where its curve would not rise, Platt's scaling; with too few frauds, none.
+    Source: Kull, Silva Filho, Flach 2017, Beta calibration.
+    """
+    if int(rows.is_fraud.sum()) < CALIBRATION_FRAUDS_MIN:
+        return replace(model, calibration=Calibration())
+    logit = model.logit(rows.x)
+    log_p, log_q = -np.logaddexp(0, -logit), -np.logaddexp(0, logit)
+
+    def fitted(columns: Floats) -> tuple[Floats, float]:
+        line = LogisticRegression(C=1e3, max_iter=1000).fit(columns, rows.is_fraud, rows.weight)
+        return line.coef_[0], float(line.intercept_[0])
+
+    (a, b), c = fitted(np.column_stack([log_p, -log_q]))
+    if a < 0 or b < 0:
+        (a,), c = fitted(logit[:, None])
+        b = a = max(a, 0.0)
+    return replace(model, calibration=Calibration(float(a), float(b), c))
+
+
+class _Stage:
+    """One LightGBM data set, binned once, and fits on it; `base` is the raw score it starts from."""
+
+    def __init__(self, train: Rows, recipe: Recipe, bins: int, base: Floats | None = None) -> None:
+        self.recipe = recipe
+        self.shared: dict[str, Any] = {
+            "objective": "binary",
+            "learning_rate": recipe.learning_rate,
+            "min_data_in_leaf": recipe.leaf_rows_min,
+            "lambda_l2": 1.0,
+            "max_bin": bins,
+            "num_threads": recipe.threads,
+            "deterministic": True,
+            "force_col_wise": True,
+            "verbosity": -1,
+        }
+        self.data = lightgbm.Dataset(
+            train.x, train.is_fraud.astype(np.int8), weight=train.weight, init_score=base,
+            params=self.shared, free_raw_data=False,
+        )  # fmt: skip
+
+    def fit(
+        self,
+        groups: Sequence[Sequence[int]],
+        leaves: int,
+        rounds: int,
+        seed: int,
+        *,
+        validation: Rows | None = None,
+        validation_base: Floats | None = None,
+    ) -> Any:
+        parameters = self.shared | {
+            "num_leaves": leaves,
+            "interaction_constraints": [list(group) for group in groups],
+            "bagging_fraction": 0.7,
+            "bagging_freq": 1,
+            "seed": seed,
+        }
+        if validation is None:
+            return lightgbm.train(parameters, self.data, rounds)
+        judge = lightgbm.Dataset(
+            validation.x, validation.is_fraud.astype(np.int8), weight=validation.weight,
+            init_score=validation_base, reference=self.data,
+        )  # fmt: skip
+        stop = lightgbm.early_stopping(self.recipe.patience, verbose=False)
+        return lightgbm.train(
+            parameters | {"metric": "binary_logloss"}, self.data, rounds, valid_sets=[judge], callbacks=[stop]
+        )
+
+
+def _singles(rows: Rows) -> list[list[int]]:
+    return [[feature] for feature in range(rows.x.shape[1])]
+
+
+def _rounds(booster: Any) -> int:
+    """The best round; more is worth little where the validation loss is flat, so it is no maximum."""
+    return max(int(booster.best_iteration or booster.current_iteration()), 1)
+
+
+def _promising_pairs(train: Rows, base: Floats, recipe: Recipe) -> list[tuple[int, int]]:
+    """The pairs that free trees of two splits use most on what single features left unexplained."""
+    free = _Stage(train, recipe, recipe.bins_pair, base).fit(
+        [list(range(train.x.shape[1]))], 3, min(100, recipe.rounds_max), recipe.seed
+    )
+    gains: Counter[tuple[int, int]] = Counter()
+    for tree in free.dump_model()["tree_info"]:
+        gain: Counter[int] = Counter()
+        _collect_gain(tree["tree_structure"], gain)
+        if len(gain) == 2:
+            first, second = sorted(gain)
+            gains[first, second] += min(gain.values())
+    return [pair for pair, _ in gains.most_common(recipe.pairs_max)]
+
+
+def _collect_gain(node: Mapping[str, Any], gain: Counter[int]) -> None:
+    if "split_feature" in node:
+        gain[int(node["split_feature"])] += node["split_gain"]
+        _collect_gain(node["left_child"], gain)
+        _collect_gain(node["right_child"], gain)
+
+
+def _log_loss(logit: Floats, rows: Rows) -> float:
+    return evaluate.log_loss(Calibration()(logit), rows.is_fraud, rows.weight)
