@@ -29,10 +29,8 @@ class RiskApp(BatchApp):
     def __init__(self, settings: RiskSettings, to: Connections) -> None:
         self.settings, self.to = settings, to
         self.metrics = Metrics("risk")
-        self.fatal: BaseException | None = None
         self._parts = AsyncExitStack()
         self._opened: Worker | None = None
-        self._crashing: asyncio.Future[None] | None = None
         # Partition to the offset after the last payment that entered the windows.
         self._in_windows: dict[int, int] = {}
         self._labels = Broadcast(
@@ -59,17 +57,8 @@ class RiskApp(BatchApp):
             raise RuntimeError("the risk worker was not started")
         return self._opened
 
-    async def on_start(self) -> None:
-        """Open every part and learn the labels so far, then join the group."""
-        try:
-            await self._open()
-        except WeirError as error:
-            self.fatal = error
-            await self._parts.aclose()
-            raise
-        await super().on_start()
-
-    async def _open(self) -> None:
+    async def open(self) -> None:
+        """Open every part and learn the labels so far."""
         settings = self.settings
         await self._parts.enter_async_context(
             await serve(settings.metrics_host, settings.metrics_port, self._health)
@@ -128,18 +117,18 @@ class RiskApp(BatchApp):
         log.info("windows_restored", partition=batch.partition, row_count=count)
 
     def _give_up(self, error: BaseException) -> None:
-        """End the process: its supervisor starts it anew from the last commit."""
         if self.fatal is None:
-            self.fatal = error
             log.error("risk_worker_failed", error=str(error) if isinstance(error, WeirError) else repr(error))
-            self._crashing = asyncio.ensure_future(self.crash(error))
+        self.give_up(error)
 
     async def _health(self) -> dict[str, Any]:
         if self._opened is None:
             return {"ready": False, "state": "opening"}
+        # A worker beyond the number of partitions has none, and is ready all the same.
+        joined = self._assignment is not None
         return {
-            "ready": not self.rebalancing,
-            "state": "rebalancing" if self.rebalancing else "deciding",
+            "ready": joined and not self.rebalancing,
+            "state": "rebalancing" if self.rebalancing else "deciding" if joined else "joining",
             "partitions": sorted(tp.partition for tp in self._assigned()),
             "model_ready": await self.worker.model.ready(),
             "policy": self.worker.policy.policy.version,

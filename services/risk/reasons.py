@@ -19,7 +19,9 @@ from weir.codec.decision import ReasonText
 Text = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\r\n]+$")]
 
 
-class _Entry(BaseModel):
+class Entry(BaseModel):
+    """One feature in the file."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     code: str = Field(pattern=r"^[A-Z][A-Z0-9_]{1,39}$")
@@ -29,7 +31,7 @@ class _Entry(BaseModel):
     lowers_zh: Text
 
 
-_ENTRIES = TypeAdapter(dict[str, _Entry])
+_ENTRIES = TypeAdapter(dict[str, Entry])
 
 
 @dataclass(frozen=True, slots=True)

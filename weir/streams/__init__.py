@@ -3,5 +3,6 @@
 from weir.streams.app import BatchApp, TakenBatch
 from weir.streams.batch import RecordBatch
 from weir.streams.outbox import AtLeastOnce, Delivery, Output
+from weir.streams.worker import run_worker
 
-__all__ = ["AtLeastOnce", "BatchApp", "Delivery", "Output", "RecordBatch", "TakenBatch"]
+__all__ = ["AtLeastOnce", "BatchApp", "Delivery", "Output", "RecordBatch", "TakenBatch", "run_worker"]

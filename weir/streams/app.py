@@ -9,6 +9,7 @@ import faust
 from faust.types import Message
 
 from weir.config import KafkaSettings
+from weir.errors import WeirError
 from weir.kafka_options import client_options
 from weir.streams.batch import RecordBatch
 from weir.streams.transport import BatchTransport
@@ -65,6 +66,8 @@ class BatchApp(faust.App):
         # A bank's producer may be transactional; what it aborted must not be decided on.
         self.isolation_level = "read_committed"
         self.drain_deadline_s = drain_deadline_s
+        self._crashing: asyncio.Future[None] | None = None
+        self.fatal: BaseException | None = None
         self._taken: set[int] = set()
         self._one_finished = asyncio.Event()
         super().__init__(
@@ -87,6 +90,25 @@ class BatchApp(faust.App):
 
     def _new_producer_transport(self) -> BatchTransport:
         return BatchTransport(self.conf.broker_producer, self)
+
+    async def open(self) -> None:
+        """Override: connect what the agents need; runs before the worker joins its group."""
+
+    async def on_start(self) -> None:
+        """Open the parts; a `WeirError` there ends the process with its one line and its exit code."""
+        try:
+            await self.open()
+        except WeirError as error:
+            self.fatal = error
+            # Not the error itself: Faust would print its traceback.
+            raise SystemExit(error.exit_code) from None
+        await super().on_start()
+
+    def give_up(self, error: BaseException) -> None:
+        """End the process after an error that nobody here can mend; its supervisor starts it anew."""
+        if self.fatal is None:
+            self.fatal = error
+            self._crashing = asyncio.ensure_future(self.crash(error))
 
     def batch_topic(self, name: str) -> Any:
         """A topic whose agents receive `RecordBatch`es."""

@@ -1,0 +1,107 @@
+"""End-to-end latency at a fixed rate, as a reader of committed decisions sees it."""
+
+import asyncio
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from aiokafka import AIOKafkaConsumer
+from numpy.typing import NDArray
+
+from weir.codec.avro import RowCodec
+from weir.codec.framing import unframe
+from weir.codec.schemas import load_schema
+from weir.config import TopicSettings
+from weir.crypto.envelope import HEADER_NAME, parse_envelope_header
+from weir.ids import decision_ids
+from weir.streams.history import partitions
+
+_POLL_MS = 100
+_ROOT = Path(__file__).resolve().parents[1]
+_WARM_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Milliseconds from a payment's Kafka timestamp to its decision being read, one a payment."""
+
+    rate: float
+    ms: NDArray[np.float64]
+
+    def percentiles_ms(self) -> list[float]:
+        """p50, p99, p99.9 and the slowest."""
+        return [float(value) for value in np.percentile(self.ms, [50, 99, 99.9, 100])]
+
+
+async def _reader(servers: str, topic: str) -> AIOKafkaConsumer:
+    consumer = AIOKafkaConsumer(bootstrap_servers=servers, isolation_level="read_committed")
+    await consumer.start()
+    tps = await partitions(consumer, topic)
+    consumer.assign(tps)
+    await consumer.seek_to_end(*tps)
+    for tp in tps:
+        await consumer.position(tp)
+    return consumer
+
+
+async def at_rate(
+    env: dict[str, str], config: dict[str, Any], topics: TopicSettings, rate: float, seconds: float
+) -> Latency:
+    """Let the simulator pay at `rate` and time each decision; the first seconds are left out."""
+    servers = config["kafka"]["bootstrap_servers"]
+    payments, decisions = [await _reader(servers, t) for t in (topics.transactions, topics.decisions)]
+    simulator = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "weir", "simulate"),
+        *("--rate", str(rate), "--seconds", str(seconds + _WARM_S)),
+        env=env,
+        cwd=_ROOT,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    read_ms: dict[bytes, float] = {}
+    sent: list[tuple[int, bytes]] = []
+    reading = asyncio.create_task(_note_decisions(decisions, read_ms))
+    sending = asyncio.create_task(_note_payments(payments, sent))
+    try:
+        await simulator.wait()
+        # The last decisions are on their way: what is not here by then counts as not decided.
+        await asyncio.sleep(2.0)
+    finally:
+        for task in (reading, sending):
+            task.cancel()
+        await asyncio.wait([reading, sending])
+        await payments.stop()
+        await decisions.stop()
+    sent_ms = _by_decision(sent)
+    missing = sum(each not in read_ms for each in sent_ms)
+    if missing:
+        raise SystemExit(f"{missing} of {len(sent_ms)} payments have no decision")
+    begun = min(sent_ms.values()) + _WARM_S * 1000
+    ms = [read_ms[each] - at_ms for each, at_ms in sent_ms.items() if at_ms >= begun]
+    return Latency(rate, np.array(ms))
+
+
+async def _note_decisions(consumer: AIOKafkaConsumer, read_ms: dict[bytes, float]) -> None:
+    while True:
+        for records in (await consumer.getmany(timeout_ms=_POLL_MS)).values():
+            now_ms = time.time() * 1000
+            for record in records:
+                header = dict(record.headers)[HEADER_NAME]
+                read_ms[parse_envelope_header(header)[1]] = now_ms
+
+
+async def _note_payments(consumer: AIOKafkaConsumer, sent: list[tuple[int, bytes]]) -> None:
+    while True:
+        for records in (await consumer.getmany(timeout_ms=_POLL_MS)).values():
+            sent.extend((record.timestamp, record.value) for record in records)
+
+
+def _by_decision(sent: list[tuple[int, bytes]]) -> dict[bytes, float]:
+    """When each decision's payment was published; decoded afterwards, so that it costs the run nothing."""
+    codec = RowCodec(load_schema("transaction"))
+    events = [codec.decode(unframe(value)[1])["event_id"].encode() for _, value in sent]
+    ids = decision_ids("default", events, "payment_fraud")
+    return {each: float(at_ms) for each, (at_ms, _) in zip(ids, sent, strict=True)}
