@@ -245,7 +245,7 @@ async def _serve(settings: LedgerSettings, stop: asyncio.Event, stack: AsyncExit
     stack.push_async_callback(keyring.close)
     registry = open_registry(RegistrySettings.load())
     stack.push_async_callback(registry.close)
-    opener = RecordOpener("decision", keyring, registry, purpose=PURPOSE)
+    opener = RecordOpener("decision", keyring, registry, purpose=PURPOSE, plain=True)
     consumer = await patience.until_done("kafka", lambda: _consumer(kafka, topic, settings.group))
     stack.push_async_callback(stop_consumer, consumer)
     started = True

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from services.ledger.models import Refused, StoredDecision
 from weir.client.decisions import verify_id
 from weir.client.opening import Opened, RecordOpener, envelope_of
-from weir.client.records import Position, to_ms
+from weir.client.records import Position
 from weir.crypto.envelope import parse_envelope_header, sealing_key_id
 from weir.errors import AccessDenied, BadInput, IntegrityError
 
@@ -43,7 +43,7 @@ async def sort(records: Iterable[KafkaRecord], opener: RecordOpener, now_ms: int
     """Each record as a row of one table or the other.
 
     A record that this role may not open is kept sealed, without clear columns; one that is not what it claims
-    to be is refused, whole.
+    to be is refused, whole. `opener` decodes plain.
 
     Raises:
         NeighbourUnavailable: the key service or the registry gives no answer.
@@ -108,8 +108,8 @@ def _clear(opened: Opened, raw: Position) -> dict[str, Any]:
             raise BadInput("id_too_long", f"{name} has more than {chars_max} characters")
     return {
         **record,
-        "event_ms": to_ms(record["event_time"]),
-        "decided_ms": to_ms(record["decided_time"]),
+        "event_ms": record["event_time"],
+        "decided_ms": record["decided_time"],
     }
 
 

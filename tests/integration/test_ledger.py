@@ -70,7 +70,7 @@ async def sealed(keys_service):
 @asynccontextmanager
 async def opener_of(keys_service, role="ledger", purpose="ledger"):
     async with await Keyring.connect(keys_service.settings(role)) as keyring:
-        yield RecordOpener("decision", keyring, FileRegistry.read(), purpose=purpose)
+        yield RecordOpener("decision", keyring, FileRegistry.read(), purpose=purpose, plain=True)
 
 
 @pytest.fixture(params=["sqlite", "mariadb"])

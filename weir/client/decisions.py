@@ -20,7 +20,7 @@ from weir.config import KafkaSettings, KeyServiceSettings, RegistrySettings, Top
 from weir.crypto.envelope import HEADER_NAME, RECORD_ID_BYTES
 from weir.crypto.keyring import Keyring
 from weir.errors import AccessDenied, BadInput, IntegrityError
-from weir.ids import decision_id
+from weir.ids import decision_ids
 from weir.kafka_options import client_options, connect
 
 _POLL_MS = 500
@@ -355,11 +355,11 @@ def verify_id(record: dict[str, Any], record_id: bytes, raw: Position) -> None:
         IntegrityError: they are not.
     """
     try:
-        inside = uuid.UUID(str(record["decision_id"]))
-        computed = decision_id(record["tenant"], record["event_id"], record["kind"])
+        inside = bytes.fromhex(str(record["decision_id"]).replace("-", ""))
+        (computed,) = decision_ids(record["tenant"], [record["event_id"].encode()], record["kind"])
     except (KeyError, ValueError):
         raise BadInput("bad_decision", f"the record at {raw} has no decision id.") from None
-    if inside.bytes != record_id or computed != inside:
+    if inside != record_id or computed != record_id:
         raise IntegrityError(
             f"The decision at {raw} has another id than its envelope or its event. Do not use it; report it."
         )
