@@ -31,7 +31,8 @@ from weir.config import KafkaSettings, KeyServiceSettings, RegistrySettings, Top
 from weir.errors import NeighbourUnavailable, WeirError
 
 # A bank that a fresh stack learns within seconds: its past fills the windows, and decisions mean something.
-_ACCOUNTS, _TERMINALS, _HISTORY_DAYS = 5_000, 500, 6
+# It is large, because the live part runs faster than life: many payments of one account look like fraud.
+_ACCOUNTS, _TERMINALS, _HISTORY_DAYS = 30_000, 3_000, 3
 _HISTORY_DEADLINE_S = 120.0
 _DRAIN_DEADLINE_S = 10.0
 _PLAIN_EVERY_S = 5.0

@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from infra.local.state import PartPhase, PartState, StackState
+from infra.local.state import PartPhase, PartState, Phase, StackState
 
 _COLOUR = {
     PartPhase.HEALTHY: "green",
@@ -69,7 +69,11 @@ def display(console: Console) -> Iterator[Callable[[StackState], None]]:
     def changed(state: StackState) -> None:
         for part in state.parts:
             now = (part.phase, part.detail)
-            if part.phase is not PartPhase.WAITING and seen.get(part.name) != now:
+            # That a part is ready is news only while the stack starts.
+            old = part.phase is PartPhase.WAITING or (
+                part.phase in READY and state.phase is not Phase.STARTING
+            )
+            if not old and seen.get(part.name) != now:
                 console.print(line(part, state.started), highlight=False, soft_wrap=True)
             seen[part.name] = now
 

@@ -307,6 +307,7 @@ class Supervisor:
                 return _why_ended(child.returncode or 0, log), ExitCode.FAILED
             if watch.done() and not released.done():
                 return watch.result(), ExitCode.UNAVAILABLE
+            watch.cancel()
             await self._take_down(mine, part, child, exited)
             return None, ExitCode.OK
         finally:
