@@ -137,8 +137,6 @@ class Bookkeeper:
         count("duplicate").inc(stored.duplicate_count)
         count("unopened").inc(rows.unopened_count)
         count("refused").inc(len(rows.refusals))
-        for refused in rows.refusals:
-            shared.dead_lettered(refused.reason)
         now_s = time.time()
         shared.latency(max(0.0, now_s - record.timestamp / 1000) for record in (batch[0], batch[-1]))
         if rows.refusals:
@@ -170,7 +168,6 @@ class Bookkeeper:
         except RowRefused as error:
             await self._ledger.put([], [refusal(record, "not_stored", str(error), _now_ms())])
             self._metrics.records.labels("refused").inc()
-            self._metrics.shared.dead_lettered("not_stored")
             return Stored(0, 0)
 
 

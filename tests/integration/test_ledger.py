@@ -16,7 +16,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
-from sqlalchemy import make_url, text
+from sqlalchemy import event, make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from structlog.testing import capture_logs
 
@@ -234,6 +234,29 @@ async def test_locked_sqlite_is_waited_for_and_said_once(tmp_path, sealed, keys_
     assert [each["event"] for each in logs if each["event"].startswith("neighbour")] == [
         "neighbour_away", "neighbour_back",
     ]  # fmt: skip
+
+
+async def test_full_disk_stores_nothing_and_is_waited_for(tmp_path, sealed, keys_service):
+    """SQLite's own limit of pages gives the error that a full disk gives."""
+    path = tmp_path / "ledger.db"
+    settings = LedgerSettings(url=SecretStr(f"sqlite+aiosqlite:///{path}"))
+    metrics = LedgerMetrics(Metrics("ledger", CollectorRegistry()))
+    patience = Patience(metrics, 0.05, asyncio.Event())
+    records = await sealed(200)
+    pages_max = 30
+    async with await Ledger.open(settings) as ledger, opener_of(keys_service) as opener:
+
+        @event.listens_for(ledger._engine.sync_engine, "begin")
+        def limit(connection):
+            connection.exec_driver_sql(f"PRAGMA max_page_count={pages_max}")
+
+        bookkeeper = Bookkeeper(ledger, opener, metrics, patience)
+        storing = asyncio.create_task(bookkeeper.store(records))
+        await until(lambda: patience.waits_for == "database")
+        assert "full" in patience.reason
+        assert await ledger.recent() == []
+        pages_max = 100_000
+        assert (await asyncio.wait_for(storing, DEADLINE_S)).new_count == 200
 
 
 async def test_wrong_password_is_one_line_without_it(mariadb):
