@@ -37,6 +37,8 @@ from weir.errors import MissingPart, WeirError
 _FOREIGN = ("WEIR_CONFIG", "WEIR_KAFKA_", "WEIR_TRITON_", "WEIR_KEYS_", "WEIR_REGISTRY_")
 _DATABASE = ("url", "ssl_ca", "ssl_certificate", "ssl_key")
 _HEALTH_TIMEOUT_S = 2.0
+# A consumer gets partitions only once its group has given up on a killed member: a session's timeout later.
+_JOIN_DEADLINE_S = 180.0
 _DETAIL_CHARS_MAX = 200
 
 # Whose certificate the command line shows when nothing else is said: reads decisions, looks into cases.
@@ -146,6 +148,7 @@ class Stack:
                 ports["ledger-metrics"],
                 after=("topics", "keys"),
                 role=self.pki.roles["ledger"],
+                start_deadline_s=_JOIN_DEADLINE_S,
             ),
             *(
                 self._service(
@@ -158,6 +161,7 @@ class Stack:
                         "WEIR_RISK_METRICS_PORT": str(ports[f"{worker}-metrics"]),
                         "WEIR_RISK_DATA_DIR": str(self.paths.data / worker),
                     },
+                    start_deadline_s=_JOIN_DEADLINE_S,
                     stop_grace_s=15.0,
                 )
                 for worker in self.settings.workers()
@@ -206,6 +210,7 @@ class Stack:
         role: Identity | None = None,
         env: Mapping[str, str] | None = None,
         ports: Mapping[str, int] | None = None,
+        start_deadline_s: float = 60.0,
         stop_grace_s: float = 10.0,
     ) -> Process:
         own = dict(env or {})
@@ -222,6 +227,7 @@ class Stack:
             cwd=layout.ROOT,
             after=after,
             ports={**(ports or {}), "metrics": metrics_port},
+            start_deadline_s=start_deadline_s,
             stop_grace_s=stop_grace_s,
         )
 

@@ -305,11 +305,11 @@ class Supervisor:
                 # The last lines tell why.
                 await asyncio.wait([drain], timeout=_DRAIN_DEADLINE_S)
                 return _why_ended(child.returncode or 0, log), ExitCode.FAILED
-            if watch.done() and not released.done():
-                return watch.result(), ExitCode.UNAVAILABLE
+            reason = None if released.done() else watch.result()
             watch.cancel()
+            # Asked to end even when it is only too slow: a consumer that is killed keeps its group waiting.
             await self._take_down(mine, part, child, exited)
-            return None, ExitCode.OK
+            return reason, ExitCode.OK if reason is None else ExitCode.UNAVAILABLE
         finally:
             for task in (watch, released):
                 task.cancel()
