@@ -58,13 +58,15 @@ def replay_letters(
     place: Annotated[
         str | None, typer.Option("--at", metavar="PARTITION:OFFSET", help="Only this letter.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most this many, the oldest first.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most this many, the oldest of a partition first.")
+    ] = None,
     yes: Annotated[
         bool, typer.Option("--yes", help="Do it; without this, only say what would be done.")
     ] = False,
     purpose: PurposeOption = "replay",
 ) -> None:
-    """Put originals back on their own topic and partition, as they were, with a header that says so."""
+    """Put originals back on their topic and partition as they were: `weir --role admin dlq replay`."""
     count = asyncio.run(_replay(reason, place, limit, yes, purpose))
     if yes:
         typer.echo(f"replayed {count}")
