@@ -33,7 +33,7 @@ def joined(batches: list[Payments]) -> Payments:
 
 
 def test_offline_equals_online_row_for_row_on_a_month_and_a_half(history: Path) -> None:
-    """Online: random batches, labels consumed between them up to a day after their report, as from a topic."""
+    """Online: random batches, labels consumed between them up to a day after their report, as by a topic."""
     offline = features_of(history, history)
     payments, labels = joined(list(read_payments(history))), read_labels(history)
     # A label that comes after its delay acts from then on: those go in exactly when reported.

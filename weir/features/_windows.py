@@ -19,7 +19,8 @@ import numpy as np
 
 from weir.features.spec import FEATURES
 from weir.state.jit import kernel
-from weir.state.table import find, insert
+from weir.state.prefetch import prefetch_row
+from weir.state.table import find, insert, prefetch_slot
 
 HOUR_MS = 3_600_000
 HOURS = 24
@@ -60,6 +61,9 @@ SET_FIELDS = 7
 
 ACCOUNTS_FULL = -1
 TERMINALS_FULL = -2
+
+# Events between asking for an entity's memory and using it.
+AHEAD = 8
 
 _U16_MAX = 65_535
 _U32_MAX = 4_294_967_295
@@ -207,10 +211,21 @@ def observe_rows(
     Returns (n, 0) at the end, else the first row that was not observed and which table is full.
     """
     a_u64, a_i64, a_i32, _, a_f32, a_u16, a_u8 = a
-    t_u64, _, t_i32, t_u32, _, t_u16, _ = t
+    t_u64, _, t_i32, t_u32, _, t_u16, t_u8 = t
     delay = setting[SET_DELAY]
     fraud_days = delay + DAYS + 1
     for index in range(start, account.size):
+        # Slots two steps ahead, rows one step: by the time an event's turn comes, its memory is here.
+        if index + 2 * AHEAD < account.size:
+            prefetch_slot(a_slots, account[index + 2 * AHEAD])
+            prefetch_slot(t_slots, terminal[index + 2 * AHEAD])
+        if index + AHEAD < account.size:
+            a_row = find(a_slots, account[index + AHEAD])
+            if a_row >= 0:
+                prefetch_row(a_u8, a_row)
+            t_row = find(t_slots, terminal[index + AHEAD])
+            if t_row >= 0:
+                prefetch_row(t_u8, t_row)
         a_row = find(a_slots, account[index])
         t_row = find(t_slots, terminal[index])
         # Both before either is inserted: a row without an event could be taken for an old one and be evicted.

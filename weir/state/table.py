@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from weir.errors import WeirError
 from weir.state.jit import kernel
+from weir.state.prefetch import prefetch
 
 NO_ROW = -1
 # At most half of the slots are taken, which keeps a look-up at about 1.5 probes.
@@ -53,6 +54,12 @@ def find(slots, key):
         if held == np.uint64(0):
             return np.int64(-1)
         at = (at + np.uint64(1)) & mask
+
+
+@kernel
+def prefetch_slot(slots, key):
+    """Begin to load the slot at which the search for `key` begins."""
+    prefetch(slots, ((key * _GOLDEN) >> np.uint64(20)) & np.uint64(slots.shape[0] - 1), 0)
 
 
 @kernel
