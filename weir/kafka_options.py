@@ -52,8 +52,12 @@ def client_options(settings: KafkaSettings) -> dict[str, Any]:
     """Keyword arguments for any aiokafka client: servers, security protocol, TLS and SASL.
 
     Raises:
-        ConfigError: TLS files that cannot be read, or SASL without a user name or a password.
+        ConfigError: an address is not host:port, TLS files cannot be read, or SASL without a user name or a password.
     """
+    for server in settings.bootstrap_servers.split(","):
+        host, _, port = server.strip().rpartition(":")
+        if not host or not port.isdecimal():
+            raise ConfigError(f"[kafka] bootstrap_servers: {server.strip()!r} is not host:port. Correct it.")
     options: dict[str, Any] = {
         "bootstrap_servers": settings.bootstrap_servers,
         "security_protocol": settings.security_protocol,
@@ -101,17 +105,15 @@ async def why_unreachable(settings: KafkaSettings) -> WeirError | None:
             connection = await create_conn(
                 host.strip("[]"), int(port), request_timeout_ms=PROBE_TIMEOUT_MS, **options
             )
-        except ValueError:
-            # A SCRAM server that cannot prove that it knows the password, or a port that is no number.
-            if not port.isdecimal():
-                return ConfigError(f"[kafka] bootstrap_servers: {server!r} is not host:port. Correct it.")
-            reason = AccessDenied(
-                f"Kafka at {server} failed the SCRAM exchange. Check [kafka] sasl_mechanism."
-            )
         except ssl.SSLError as error:
             reason = AccessDenied(
                 f"Kafka at {server}: TLS failed ({error.reason or error}). "
                 "Check [kafka] ssl_ca, ssl_certificate and that security_protocol fits the port."
+            )
+        except ValueError:
+            # After SSLError, of which one kind is a ValueError too.
+            reason = AccessDenied(
+                f"Kafka at {server} did not prove that it knows the password (SCRAM). Check the address."
             )
         except KafkaConnectionError as error:
             reason = (

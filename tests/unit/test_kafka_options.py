@@ -51,3 +51,9 @@ async def test_a_broker_that_is_away_is_one_line_with_its_address():
         await connect(AIOKafkaAdminClient(**client_options(settings)), settings)
     assert address in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("address", ["localhost", "localhost:kafka", "a:9092,b", ""])
+def test_an_address_that_is_not_host_and_port_is_named(address):
+    with pytest.raises(ConfigError, match="host:port"):
+        client_options(KafkaSettings(bootstrap_servers=address))
