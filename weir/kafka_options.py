@@ -52,7 +52,7 @@ def client_options(settings: KafkaSettings) -> dict[str, Any]:
     """Keyword arguments for any aiokafka client: servers, security protocol, TLS and SASL.
 
     Raises:
-        ConfigError: an address is not host:port, TLS files cannot be read, or SASL without a user name or a password.
+        ConfigError: an address is not host:port, a TLS file cannot be read, SASL lacks user name or password.
     """
     for server in settings.bootstrap_servers.split(","):
         host, _, port = server.strip().rpartition(":")
