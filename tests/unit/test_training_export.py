@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from services.training.additive import (
     AdditiveModel,
     Calibration,
-    StepFunction,
+    Table,
     float32_at_or_below,
     from_lightgbm,
 )
@@ -43,11 +43,12 @@ def grow(x, fraud, constraints, rounds=120) -> lightgbm.Booster:
     return lightgbm.train(parameters, lightgbm.Dataset(x, fraud.astype(int)), rounds)
 
 
-@pytest.fixture(scope="module")
-def trained() -> tuple[lightgbm.Booster, AdditiveModel, np.ndarray]:
+@pytest.fixture(scope="module", params=["one feature a tree", "and two pairs"])
+def trained(request) -> tuple[lightgbm.Booster, AdditiveModel, np.ndarray]:
     x, fraud = payments()
-    booster = grow(x, fraud, [[feature] for feature in range(len(NAMES))])
-    model = from_lightgbm(booster.dump_model(), NAMES).centred_on(x)
+    singles = [[feature] for feature in range(len(NAMES))]
+    booster = grow(x, fraud, singles if request.param == "one feature a tree" else [[0, 2], [1, 3], [4]])
+    model = from_lightgbm([booster.dump_model()], NAMES).explained_by(x)
     return booster, model, x
 
 
@@ -56,7 +57,13 @@ def edge_rows(model: AdditiveModel, row_count: int, seed: int = 9) -> np.ndarray
     random = np.random.default_rng(seed)
     x = np.zeros((row_count, len(model.features)), np.float32)
     for feature in range(len(model.features)):
-        edges = model.steps[feature].edges if feature in model.steps else np.zeros(1, np.float32)
+        of_feature = [
+            edges
+            for table in model.tables
+            for index, edges in zip(table.features, table.edges, strict=True)
+            if index == feature
+        ]
+        edges = np.concatenate([np.zeros(1, np.float32), *of_feature])
         beside = [np.nextafter(edges, np.float32(side), dtype=np.float32) for side in (-np.inf, np.inf)]
         pool = np.concatenate([edges, *beside, np.float32([0, -0.0, -1, 1e30, -1e30])])
         x[:, feature] = random.choice(pool, row_count)
@@ -91,7 +98,7 @@ def test_contributions_add_up_to_the_logit_and_average_to_zero_in_training(train
 
 def test_served_probability_is_the_calibrated_one(trained):
     _, model, x = trained
-    calibrated = AdditiveModel(model.features, model.steps, model.base_logit, Calibration(1.3, 0.8, -0.4))
+    calibrated = AdditiveModel(model.features, model.tables, model.base_logit, Calibration(1.3, 0.8, -0.4))
     np.testing.assert_allclose(
         run(calibrated, x)["probability"].ravel(), calibrated.probability(x), atol=1e-6
     )
@@ -107,7 +114,7 @@ def test_a_missing_value_goes_where_lightgbm_sends_it(trained):
     seen_in_training = grow(
         np.where(x > 100, np.nan, x).astype(np.float32), payments()[1], [[f] for f in range(5)]
     )
-    with_nan = from_lightgbm(seen_in_training.dump_model(), NAMES)
+    with_nan = from_lightgbm([seen_in_training.dump_model()], NAMES)
     np.testing.assert_allclose(
         run(with_nan, holes)["logit"].ravel(), seen_in_training.predict(holes, raw_score=True), atol=1e-5
     )
@@ -127,18 +134,47 @@ def test_rounded_threshold_decides_like_the_double_for_every_float32(threshold, 
 def test_any_step_function_survives_the_graph_exactly(edges, seed):
     ordered = np.unique(np.float32(edges))
     values = np.random.default_rng(seed).normal(size=len(ordered) + 1).astype(np.float32).astype(np.float64)
-    model = AdditiveModel(("only",), {0: StepFunction(ordered, values, 0.5)}, 0.0)
+    model = AdditiveModel(("only",), (Table((0,), (ordered,), (values,)),), 0.0)
     x = np.concatenate(
         [ordered, np.nextafter(ordered, np.float32(np.inf)), np.float32([np.inf, -np.inf, np.nan])]
     )
     assert (run(model, x[:, None])["contributions"][:, 0] == model.contributions(x[:, None])[:, 0]).all()
 
 
-def test_a_tree_of_two_features_is_refused():
+def test_shares_of_a_pair_are_its_shapley_values_by_enumeration(trained):
+    """phi_i = ½ [v(i) - v()] + ½ [v(ij) - v(j)], each v an average over the training rows, row by row."""
+    _, model, x = trained
+    background, asked = x[:400], x[400:420]
+    told = model.explained_by(background)
+    for table in told.tables:
+        if len(table.features) != 2:
+            continue
+        first, second = table.features
+
+        def v(row, known, table=table):
+            mixed = background.copy()
+            mixed[:, known] = row[known]
+            return table.values[table.cells(mixed)].mean()
+
+        for row in asked:
+            share = table.shares[0][tuple(cell[0] for cell in table.cells(row[None]))]
+            expected = (v(row, [first]) - v(row, []) + v(row, [first, second]) - v(row, [second])) / 2
+            assert share == pytest.approx(expected, abs=1e-9)
+
+
+def test_two_boosters_average_to_one_model(trained):
+    booster, _, x = trained
+    other = grow(x, payments(seed=8)[1], [[0, 1], [2], [3]], rounds=40)
+    both = from_lightgbm([booster.dump_model(), other.dump_model()], NAMES, weight=0.5)
+    raw = [each.predict(x, raw_score=True) for each in (booster, other)]
+    np.testing.assert_allclose(both.logit(x), np.mean(raw, axis=0), atol=1e-10)
+
+
+def test_a_tree_of_three_features_is_refused():
     x, fraud = payments(2000)
     booster = grow(x, fraud, [list(range(5))], rounds=20)
-    with pytest.raises(TrainingError, match="one feature a tree"):
-        from_lightgbm(booster.dump_model(), NAMES)
+    with pytest.raises(TrainingError, match="at most two"):
+        from_lightgbm([booster.dump_model()], NAMES)
 
 
 def test_the_same_model_gives_the_same_bytes(trained):

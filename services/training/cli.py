@@ -1,0 +1,255 @@
+"""`weir train`, `weir evaluate`, `weir models`."""
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from services.training.errors import ModelBroken, TrainingError
+from services.training.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from services.training.baselines import Scorer
+    from services.training.fit import Recipe
+    from services.training.train import Table
+
+train = typer.Typer(help="Make a model from labelled events.", no_args_is_help=True)
+evaluate = typer.Typer(help="Measure a model, or a baseline, on labelled events.", no_args_is_help=True)
+models = typer.Typer(help="The models in the repository: list them, check them.", no_args_is_help=True)
+
+Data = Annotated[Path, typer.Option("--data", help="Folder of labelled events (Parquet).")]
+Repository = Annotated[Path | None, typer.Option(help="Model repository; default from the settings.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs: one JSON object.")]
+Seed = Annotated[int, typer.Option(min=0)]
+Quick = Annotated[bool, typer.Option("--quick", help="A coarser fit within seconds, to try things out.")]
+
+
+class Protocol(StrEnum):
+    """Which rows judge."""
+
+    LATER = "later"
+    HANDBOOK = "handbook"
+
+
+@train.callback()
+def _train() -> None:
+    """Make a model from labelled events."""
+
+
+@evaluate.callback()
+def _evaluate() -> None:
+    """Measure a model, or a baseline, on labelled events."""
+
+
+@train.command("risk")
+def train_risk(
+    data: Data,
+    version: Annotated[str | None, typer.Option(help="Version to write; default the next one.")] = None,
+    seed: Seed = 7,
+    quick: Quick = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Write over a version that exists.")] = False,
+    repository: Repository = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train the payment fraud model and put it into the model repository."""
+    from services.training import train as training
+    from services.training.card import figures_table
+    from services.training.repository import ModelRepository
+
+    settings = TrainingSettings.load()
+    with _step("reading events and computing features"):
+        table = _table(data, settings, Protocol.LATER)
+    with _step("fitting and measuring"):
+        folder, about = training.train_risk(
+            table,
+            _recipe(settings, seed, quick),
+            ModelRepository(repository or settings.repository),
+            version=version,
+            replace=replace,
+            command=_command(),
+            honest_max=settings.honest_rows_max,
+            draws=settings.bootstrap_draws,
+            created=datetime.now(UTC).date().isoformat(),
+        )
+    if as_json:
+        typer.echo(json.dumps({"folder": str(folder), **about}, indent=2))
+        return
+    metrics = about["metrics"]
+    typer.echo(f"risk version {about['version']} in {folder}\n")
+    typer.echo(figures_table({**metrics["baselines"], "model": metrics["test"]}))
+
+
+@evaluate.command("risk")
+def evaluate_risk(
+    model: Annotated[
+        str,
+        typer.Option(help="A version, baseline:rule, baseline:logistic, or fresh (fitted now, not kept)."),
+    ],
+    data: Data,
+    protocol: Annotated[
+        Protocol, typer.Option(help="later: the last week. handbook: the Handbook's test week.")
+    ] = Protocol.LATER,
+    seed: Seed = 7,
+    quick: Quick = False,
+    repository: Repository = None,
+    as_json: AsJson = False,
+) -> None:
+    """AUC, average precision, card precision@100 and calibration, each with its interval."""
+    from weir.features.payments import DEFAULT
+
+    settings = TrainingSettings.load()
+    with _step("reading events and computing features"):
+        table = _table(data, settings, protocol)
+    with _step("scoring"):
+        scorer = _scorer(model, table, settings, _recipe(settings, seed, quick), repository)
+        rows = table.test_rows(DEFAULT.label_delay_days)
+        report = table.measure(scorer, rows, draws=settings.bootstrap_draws, seed=seed)
+    if as_json:
+        about = {
+            "model": model,
+            "protocol": protocol.value,
+            "window": str(table.split.test),
+            "fingerprint": table.events.fingerprint,
+        }
+        typer.echo(json.dumps({**about, **report.as_dict()}, indent=2))
+        return
+    typer.echo(
+        f"{model} on {table.split.test}: {report.row_count:,} payments, {report.fraud_count:,} frauds, "
+        f"{report.account_count:,} accounts"
+    )
+    for name, interval in report.metrics.items():
+        typer.echo(f"  {name:<20} {interval}")
+
+
+@models.command("list")
+def list_models(repository: Repository = None, as_json: AsJson = False) -> None:
+    """Every version in the repository, with its figures on the later week."""
+    from services.training.repository import ModelRepository
+
+    home = ModelRepository(repository or TrainingSettings.load().repository)
+    found: list[dict[str, Any]] = []
+    for name in home.names():
+        for version in home.versions(name):
+            about = home.about(name, str(version))
+            figures = about["metrics"].get("test", {}).get("metrics", {})
+            found.append(
+                {
+                    "name": name,
+                    "version": str(version),
+                    "sha256": about["sha256"],
+                    "feature_spec": about["feature_spec"],
+                    "created": about["trained"].get("created", ""),
+                    **{key: figure["value"] for key, figure in figures.items()},
+                }
+            )
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    if not found:
+        typer.echo(f"No models in {home.root}. Make one with `weir train risk --data DIR`.")
+    for each in found:
+        typer.echo(
+            f"{each['name']} {each['version']}  {each['created']}  features {each['feature_spec']}  "
+            f"sha256 {each['sha256'][:12]}  AUC {each.get('auc_roc', float('nan')):.3f}  "
+            f"AP {each.get('average_precision', float('nan')):.3f}"
+        )
+
+
+@models.command("verify")
+def verify_models(
+    name: Annotated[str | None, typer.Argument(help="A model; default all of them.")] = None,
+    version: Annotated[str | None, typer.Argument(help="A version of it; default all of them.")] = None,
+    repository: Repository = None,
+) -> None:
+    """Checksums, signatures and feature order agree, and a row can be scored."""
+    from services.training.repository import ModelRepository
+    from weir.features.payments import FEATURE_SPEC, FEATURES
+
+    home = ModelRepository(repository or TrainingSettings.load().repository)
+    chosen = [
+        (each, found)
+        for each in ([name] if name else home.names())
+        for found in ([version] if version else map(str, home.versions(each)))
+    ]
+    if not chosen:
+        raise TrainingError(
+            f"{home.root} holds no model to check. Make one with `weir train risk --data DIR`."
+        )
+    for each, found in chosen:
+        served = home.verify(each, found, features=FEATURES if each == "risk" else None)
+        if each == "risk" and served.about["feature_spec"] != FEATURE_SPEC:
+            spec = served.about["feature_spec"]
+            raise ModelBroken(
+                served.folder, f"made for feature spec {spec}, this code computes {FEATURE_SPEC}"
+            )
+        typer.echo(f"{each} {found}: whole, sha256 {served.about['sha256'][:12]}")
+
+
+def _table(data: Path, settings: TrainingSettings, protocol: Protocol) -> "Table":
+    from services.training import split
+    from services.training.data import read_events
+    from services.training.train import Table
+    from weir.features.payments import DEFAULT, FEATURES
+
+    events = read_events(data)
+    if protocol is Protocol.HANDBOOK:
+        parts = split.handbook()
+        if not parts.test.rows(events.event_ms).any():
+            raise TrainingError(f"{data} has no payments in {parts.test}, the Handbook's test week.")
+    else:
+        parts = split.by_time(
+            events.event_ms,
+            delay_days=DEFAULT.label_delay_days,
+            validation_days=settings.validation_days,
+            test_days=settings.test_days,
+            warmup_days=settings.warmup_days,
+        )
+    return Table(events, events.features(), FEATURES, parts)
+
+
+def _recipe(settings: TrainingSettings, seed: int, quick: bool) -> "Recipe":
+    from services.training.fit import Recipe
+
+    recipe = Recipe(seed=seed, bags=settings.bags, threads=settings.threads, pairs_max=settings.pairs_max)
+    return recipe.quick() if quick else recipe
+
+
+def _scorer(
+    model: str, table: "Table", settings: TrainingSettings, recipe: "Recipe", repository: Path | None
+) -> "Scorer":
+    from services.training import train as training
+    from services.training.baselines import ModelScorer
+    from services.training.repository import ModelRepository
+
+    if model == "fresh":
+        return ModelScorer(training.fit(table, recipe, honest_max=settings.honest_rows_max).model)
+    if model.startswith("baseline:"):
+        known = training.baselines(table, recipe, honest_max=settings.honest_rows_max)
+        if (name := model.removeprefix("baseline:")) not in known:
+            raise TrainingError(f"No baseline {name!r}. There are: {', '.join(known)}.")
+        return known[name]
+    home = ModelRepository(repository or settings.repository)
+    return home.open("risk", model, features=table.features)
+
+
+def _command() -> str:
+    """The command line as a person would type it again."""
+    words = sys.argv[1:] if "train" in sys.argv[1:2] else ["train", *sys.argv[1:]]
+    return shlex.join(["weir", *words])
+
+
+@contextmanager
+def _step(what: str) -> Iterator[None]:
+    """Shows that something long is at work, on stderr, where a person watches."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with console.status(what):
+        yield
