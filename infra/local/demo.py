@@ -33,6 +33,9 @@ from weir.errors import NeighbourUnavailable, WeirError
 # A bank that a fresh stack learns within seconds: its past fills the windows, and decisions mean something.
 # It is large, because the live part runs faster than life: many payments of one account look like fraud.
 _ACCOUNTS, _TERMINALS, _HISTORY_DAYS = 30_000, 3_000, 3
+_LIVE_DAYS = 300
+# Enough that each partition gets some.
+_WAKING_COUNT = 100
 _HISTORY_DEADLINE_S = 120.0
 _DRAIN_DEADLINE_S = 10.0
 _PLAIN_EVERY_S = 5.0
@@ -117,7 +120,10 @@ class _Demo:
                 registry=self.reach.registry,
                 keys=self.reach.keys,
             ) as decisions:
-                bank = await self._simulate("--rate", str(self.rate), "--seconds", str(self.seconds))
+                # Another of the bank's days each time: who pays twice within the hour looks like fraud.
+                day = int(self.began_s) // 10 % _LIVE_DAYS
+                pace = ("--rate", str(self.rate), "--seconds", str(self.seconds))
+                bank = await self._simulate(*pace, "--live-day", str(day))
                 reader = asyncio.create_task(self._read(decisions, live_from_s))
                 try:
                     await self._watch(bank, reader)
@@ -133,14 +139,24 @@ class _Demo:
             raise NeighbourUnavailable("no decision came. See `weir status` and `weir logs risk-1`.")
 
     async def _past(self) -> None:
-        """On a fresh stack: some days of the bank's past, sent and decided, before the live part begins."""
-        if await self._written():
-            return
+        """Before the live part: on a fresh stack some days of the bank's past, else a few payments.
+
+        A new worker reads the past back with its first batch, which is no latency of a decision.
+        """
+        before = await self._written()
         self.console.print(
-            f"sending {_HISTORY_DAYS} days of a bank of {_ACCOUNTS:,} accounts", highlight=False
+            f"letting the worker read the bank's past again ({before:,} payments)"
+            if before
+            else f"sending {_HISTORY_DAYS} days of a bank of {_ACCOUNTS:,} accounts",
+            highlight=False,
         )
         began_s = time.monotonic()
-        bank = await self._simulate("--history-days", str(_HISTORY_DAYS), "--count", "1", "--rate", "0")
+        past = (
+            ("--count", str(_WAKING_COUNT))
+            if before
+            else ("--history-days", str(_HISTORY_DAYS), "--count", "1")
+        )
+        bank = await self._simulate("--rate", "0", *past)
         try:
             await asyncio.wait([asyncio.create_task(bank.process.wait())], timeout=_HISTORY_DEADLINE_S)
             status = bank.process.returncode
@@ -148,7 +164,7 @@ class _Demo:
                 raise NeighbourUnavailable(f"the simulator was not done in {_HISTORY_DEADLINE_S:.0f} s.")
             if status:
                 raise WeirError(f"the simulator ended with status {status}. See `weir logs simulator`.")
-            sent, sent_s = await self._written(), time.monotonic()
+            sent, sent_s = await self._written() - before, time.monotonic()
             while (behind := await self._behind()) is None or behind > 0:
                 if time.monotonic() - began_s > _HISTORY_DEADLINE_S:
                     self.console.print(f"{behind or sent:,} of them are still to be decided", highlight=False)

@@ -61,6 +61,7 @@ async def run(
     count: int | None = None,
     as_fast_as_possible: bool = False,
     history_days: int = 0,
+    live_day: int = 0,
     progress: Progress = lambda sent: None,
 ) -> Sent:
     """Send payments until `seconds` have passed or `count` are sent; with neither, until cancelled.
@@ -68,6 +69,7 @@ async def run(
     Args:
         as_fast_as_possible: `settings.rate` does not bind; `seconds` or `count` ends it.
         history_days: first send that many past days with their labels, at their own event times.
+        live_day: which of the bank's days is lived now; a second run takes another, or people pay twice.
         progress: called about ten times a second, and at the end.
     Raises:
         MissingPart: a topic does not exist. AccessDenied: it may not be written.
@@ -98,7 +100,7 @@ async def run(
         sender = _Sender(producer, topics, stream, live.traceparent_share, progress)
         try:
             await sender.history(history_days, now_ms)
-            stream.begin(now_ms)
+            stream.begin(now_ms, live_day)
             if as_fast_as_possible:
                 await sender.flat_out(seconds, count)
             else:

@@ -30,6 +30,10 @@ def simulate(
     history_days: Annotated[
         int, typer.Option(min=0, max=400, help="First send so many past days, with their labels.")
     ] = 0,
+    live_day: Annotated[
+        int,
+        typer.Option(min=0, max=3660, help="Which of the bank's days is lived now; take another each run."),
+    ] = 0,
 ) -> None:
     """Run a synthetic bank, to files or to Kafka (until Ctrl-C, --seconds or --count)."""
     given: dict[str, Any] = {
@@ -46,7 +50,7 @@ def simulate(
     flat_out = rate == 0
     if flat_out and seconds is None and count is None:
         raise typer.BadParameter("--rate 0 wants --seconds or --count.")
-    _to_kafka(settings, seconds, count, flat_out, history_days)
+    _to_kafka(settings, seconds, count, flat_out, history_days, live_day)
 
 
 def _to_parquet(settings: SimulatorSettings, folder: Path, days: int) -> None:
@@ -69,6 +73,7 @@ def _to_kafka(
     count: int | None,
     flat_out: bool,
     history_days: int,
+    live_day: int,
 ) -> None:
     from services.simulator.app import Sent, run
     from weir.config import KafkaSettings, RegistrySettings, TopicSettings
@@ -97,6 +102,7 @@ def _to_kafka(
                     count=count,
                     as_fast_as_possible=flat_out,
                     history_days=history_days,
+                    live_day=live_day,
                     progress=show,
                 )
             )

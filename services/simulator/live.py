@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from services.simulator.bank import Bank, Events
+from services.simulator.bank import DAY_MS, Bank, Events
 from services.simulator.encode import encode_labels, encode_transactions, partitions_of, rows_as_bytes
 from services.simulator.fraud import bank_day, labels_of
 from services.simulator.identifiers import account_ids, event_ids
@@ -55,14 +55,14 @@ class BankStream:
             self._expect_labels(events, event_id, day)
             yield self._payments(events, event_id)
 
-    def begin(self, now_ms: int) -> None:
-        """Let the live payments start at this hour of the bank's first day."""
-        self._next_day = 0
+    def begin(self, now_ms: int, day: int = 0) -> None:
+        """Let the live payments be those of the bank's day number `day`, from this hour of it on."""
+        self._next_day = day
         self._fill()
         if self._upcoming is not None:
             # The first call compiles the encoder, which must not count as time in which nothing was sent.
             self._payments(self._upcoming.take(slice(0, 1)), event_ids(self.run_prefix, 0, 1))
-            self._upcoming = self._upcoming.take(self._upcoming.event_ms >= now_ms)
+            self._upcoming = self._upcoming.take(self._upcoming.event_ms >= now_ms + day * DAY_MS)
 
     def payments(self, count: int, now_ms: int) -> Records:
         """The next `count` payments, as if they happened now; the order and the people are the bank's."""

@@ -56,9 +56,9 @@ INSTALLED: dict[str, tuple[Command, ...]] = {
         ),
     ),
     "simulate": (Command("simulate", "Run a synthetic bank, to files or to Kafka.", EVENTS, single=True),),
-    "train": (Command("train", "Train a model from labelled events.", MODELS),),
-    "evaluate": (Command("evaluate", "Measure a model on labelled events.", MODELS),),
-    "models": (Command("models", "The model repository: list, verify.", MODELS),),
+    "train": (Command("train", "Make a model from labelled events.", MODELS),),
+    "evaluate": (Command("evaluate", "Measure a model, or a baseline, on labelled events.", MODELS),),
+    "models": (Command("models", "The models in the repository: list them, check them.", MODELS),),
     "keys": (Command("keys", "Data keys, key-encryption keys and the audit log.", SECRETS),),
 }
 
