@@ -7,9 +7,10 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 from infra.install import stamp
-from infra.install.progress import Reporter, progress
+from infra.install.progress import Meter, Reporter, progress
 from infra.local import layout
 from weir.errors import IntegrityError, MissingPart, NeighbourUnavailable, WeirError
 
@@ -49,23 +50,51 @@ class Uv:
         self.run("pip", "sync", "--require-hashes", "--python", str(python), str(lock), step=step)
 
     def run(self, *arguments: str, step: str) -> None:
-        """Run uv; what it says is shown live on a terminal, and kept for the error elsewhere.
+        """Run uv; the large packages that it says it downloads are counted as they come.
 
         Raises:
             NeighbourUnavailable: no network. IntegrityError: a wrong hash. WeirError: anything else.
         """
-        with progress(self._reporter, f"  {step}: {' '.join(arguments[:2])}"):
-            done = subprocess.run(
+        said: list[str] = []
+        with (
+            progress(self._reporter, f"  {step}: packages") as meter,
+            subprocess.Popen(
                 [self.program, *arguments],
                 env=self._env,
                 stdin=subprocess.DEVNULL,
-                capture_output=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
                 text=True,
                 cwd=layout.ROOT,
-                check=False,
-            )
-        if done.returncode:
-            raise explain(step, done.stderr + done.stdout)
+            ) as process,
+        ):
+            downloads = Downloads(meter)
+            for line in process.stdout or ():
+                said.append(line)
+                downloads.read(line)
+        if process.returncode:
+            raise explain(step, "".join(said))
+
+
+class Downloads:
+    """Counts what uv tells of its downloads: `Downloading numba (3.6MiB)`, later ` Downloaded numba`."""
+
+    _BEGAN = re.compile(r"^\s*Downloading (\S+) \(([\d.]+)\s?([KMG])iB\)")
+    _CAME = re.compile(r"^\s*Downloaded (\S+)")
+    _UNITS: ClassVar[dict[str, int]] = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+        self._sizes: dict[str, int] = {}
+
+    def read(self, line: str) -> None:
+        """Count one line of uv's."""
+        if began := self._BEGAN.match(line):
+            size = int(float(began[2]) * self._UNITS[began[3]])
+            self._sizes[began[1]] = size
+            self._meter.expect(size)
+        elif came := self._CAME.match(line):
+            self._meter.add(self._sizes.pop(came[1], 0))
 
 
 def explain(step: str, output: str) -> WeirError:

@@ -36,30 +36,37 @@ class Reporter:
 
 
 class Meter:
-    """Bytes that came, counted by many threads."""
+    """Bytes that came, counted by many threads, of a total that is known or grows as it becomes known."""
 
-    def __init__(self) -> None:
+    def __init__(self, total_bytes: int = 0) -> None:
         self._lock = threading.Lock()
         self.byte_count = 0
+        self.total_bytes = total_bytes
 
     def add(self, byte_count: int) -> None:
         """Count more bytes; fewer, when a download starts over."""
         with self._lock:
             self.byte_count += byte_count
 
+    def expect(self, byte_count: int) -> None:
+        """More bytes are known to come."""
+        with self._lock:
+            self.total_bytes += byte_count
+
 
 @contextmanager
-def progress(reporter: Reporter, what: str, total_bytes: int | None = None) -> Iterator[Meter]:
+def progress(reporter: Reporter, what: str, total_bytes: int = 0) -> Iterator[Meter]:
     """Tell how long `what` goes on, and how many bytes came, until the block ends."""
-    meter = Meter()
+    meter = Meter(total_bytes)
     began = time.monotonic()
     finished = threading.Event()
 
     def said() -> str:
         elapsed = f"{time.monotonic() - began:.0f} s"
-        if total_bytes is None:
+        if not meter.total_bytes:
             return f"{what}: {elapsed}"
-        return f"{what}: {meter.byte_count / _MEGABYTE:.1f} of {total_bytes / _MEGABYTE:.1f} MB, {elapsed}"
+        came, of = meter.byte_count / _MEGABYTE, meter.total_bytes / _MEGABYTE
+        return f"{what}: {came:.1f} of {of:.1f} MB, {elapsed}"
 
     def tell() -> None:
         while not finished.wait(_LIVE_EVERY_S if reporter.live else _PLAIN_EVERY_S):

@@ -289,6 +289,20 @@ def test_progress_is_plain_lines_where_nobody_watches(monkeypatch: pytest.Monkey
     assert "\x1b" not in said.getvalue()
 
 
+def test_what_uv_says_of_its_downloads_is_counted() -> None:
+    meter = Meter()
+    downloads = packages.Downloads(meter)
+    for line in (
+        "Downloading numba (3.5MiB)",
+        "Downloading grpcio (512.0KiB)",
+        " Downloaded numba",
+        "Prepared 2",
+    ):
+        downloads.read(line)
+    assert meter.total_bytes == 4 * 1024 * 1024
+    assert meter.byte_count == int(3.5 * 1024 * 1024)
+
+
 @pytest.mark.parametrize(
     ("value", "words"), [(0.0123, "12 ms"), (3.44, "3.4 s"), (125.0, "2 min 5 s"), (99.94, "99.9 s")]
 )
