@@ -12,7 +12,7 @@ from weir.errors import WeirError
 from weir.obs.http import serve
 from weir.obs.log import get_logger
 from weir.obs.metrics import Metrics
-from weir.streams import BatchApp, RecordBatch
+from weir.streams import BatchApp, Gatherer, RecordBatch
 from weir.streams.history import Broadcast, read_until
 
 log = get_logger("weir.risk.app")
@@ -36,6 +36,7 @@ class RiskApp(BatchApp):
         self._labels = Broadcast(
             to.kafka, to.topics.labels, now_ms() - settings.restore_days * 2 * _DAY_MS, f"{CLIENT_ID}-labels"
         )
+        self._gatherer = Gatherer(settings.batch_rows_max, settings.gather_ms / 1000)
         self._aside: list[asyncio.Task[None]] = []
         super().__init__(
             settings.group,
@@ -71,6 +72,7 @@ class RiskApp(BatchApp):
             await asyncio.wait_for(self._labels.caught_up.wait(), _LABELS_DEADLINE_S)
         except TimeoutError:
             log.warning("labels_not_caught_up", waited_s=_LABELS_DEADLINE_S)
+        self._start_aside(self._submit_groups())
         self._start_aside(every(_POLICY_CHECK_S, self.worker.policy.reload_if_changed))
         log.info("risk_worker_opened", group=settings.group, model=self.worker.model.model)
 
@@ -90,12 +92,18 @@ class RiskApp(BatchApp):
     async def _decide(self, stream: Any) -> None:
         try:
             async for taken in self.batches(stream):
-                batch = taken.batch
-                await self._restore(batch)
-                await self.worker.pipeline.submit(taken)
-                self._in_windows[batch.partition] = batch.offset_last + 1
+                await self._gatherer.put(taken)
         except Exception as error:  # noqa: BLE001 - Faust would start the agent again and say nothing
             self._give_up(error)
+
+    async def _submit_groups(self) -> None:
+        while True:
+            group = await self._gatherer.take()
+            for taken in group:
+                await self._restore(taken.batch)
+            await self.worker.pipeline.submit(group)
+            for taken in group:
+                self._in_windows[taken.batch.partition] = taken.batch.offset_last + 1
 
     async def _restore(self, batch: RecordBatch) -> None:
         """Let what came before the batch enter the windows, when this worker did not see it itself."""
@@ -134,7 +142,7 @@ class RiskApp(BatchApp):
             "policy": self.worker.policy.policy.version,
             "accounts": self.worker.state.account_count,
             "terminals": self.worker.state.terminal_count,
-            "batches_in_flight": self.worker.pipeline.in_flight,
+            "groups_in_flight": self.worker.pipeline.in_flight,
         }
 
     def _assigned(self) -> set[TP]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from weir.streams import Output, RecordBatch
+from weir.streams import BatchGroup, Output
 
 Counts = Mapping[tuple[str, str], int]
 
@@ -11,7 +11,7 @@ Counts = Mapping[tuple[str, str], int]
 class Reader(Protocol):
     """Decodes, validates and computes features; changes the windows."""
 
-    def __call__(self, batch: RecordBatch) -> Any:
+    def __call__(self, group: BatchGroup) -> Any:
         """What the scorer and the writer take."""
 
 
@@ -25,5 +25,5 @@ class Scorer(Protocol):
 class Writer(Protocol):
     """Decides, encodes and seals."""
 
-    async def __call__(self, batch: RecordBatch, read: Any, scored: Any) -> tuple[Sequence[Output], Counts]:
+    async def __call__(self, group: BatchGroup, read: Any, scored: Any) -> tuple[Sequence[Output], Counts]:
         """What is published, and decisions by outcome and basis."""

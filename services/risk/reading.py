@@ -16,7 +16,7 @@ from weir.codec.columns import ColumnReader, Columns
 from weir.features.payments import Payments, PaymentState
 from weir.obs.metrics import Metrics
 from weir.state.hashing import keyed_hash
-from weir.streams import RecordBatch
+from weir.streams import BatchGroup
 
 CODEC_DETAIL = "the value is not a framed Avro transaction of a known schema"
 NOT_DECIDED = ("not_decided", "the record is well formed, but deciding it failed; see the log")
@@ -82,21 +82,21 @@ class PaymentReading:
         self._rates, self._hash_key, self._policy = rates, hash_key, policy
         self._metrics, self._now_ms = metrics, now_ms
 
-    def __call__(self, batch: RecordBatch) -> ReadBatch:
+    def __call__(self, group: BatchGroup) -> ReadBatch:
         """Decode, validate, and let the payments enter the windows, in order."""
         begun = perf_counter_ns()
         now_ms = self._now_ms()
         try:
-            columns, payments, currency, bad = self._payments(batch.values, now_ms)
+            columns, payments, currency, bad = self._payments(group.values, now_ms)
         except Exception:  # noqa: BLE001 - whatever one record can provoke must not stop its partition
-            columns, payments, currency, bad = self._without_culprits(batch.values, now_ms)
+            columns, payments, currency, bad = self._without_culprits(group.values, now_ms)
         decoded = perf_counter_ns()
         late = self._state.late_total
         features = self._state.observe(payments)
         done = perf_counter_ns()
         self._metrics.stage("decode", (decoded - begun) / 1e9)
         self._metrics.stage("features", (done - decoded) / 1e9)
-        self._metrics.batch(len(batch))
+        self._metrics.batch(len(group))
         if self._state.late_total > late:
             self._metrics.late(self._state.late_total - late)
         return ReadBatch(

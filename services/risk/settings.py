@@ -39,7 +39,10 @@ class RiskSettings(WeirSettings):
     rates: dict[str, float] = Field(DEFAULT_RATES, description="ISO 4217 code to home currency")
     score_deadline_ms: int = Field(250, ge=1, le=60_000, description="then rules decide, degraded")
     batch_rows_max: int = Field(2000, ge=1, le=100_000, description="records of one fetch")
-    batches_in_flight_max: int = Field(4, ge=1, le=64, description="batches between features and delivery")
+    gather_ms: float = Field(
+        1.0, ge=0, le=100, description="how long an idle worker waits for a fetch's other partitions"
+    )
+    rows_in_flight_max: int = Field(8000, ge=1, le=1_000_000, description="between features and delivery")
     model_rows_max: int = Field(1024, ge=1, le=4096, description="rows of one call; more is split")
     accounts_max: int = Field(2_000_000, ge=1000, description="accounts held in memory")
     terminals_max: int = Field(500_000, ge=1000, description="terminals held in memory")

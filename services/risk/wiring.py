@@ -5,9 +5,14 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from types import SimpleNamespace
 
 import numpy as np
+from prometheus_client import CollectorRegistry
 
+from services.risk.decide import Scores
 from services.risk.pipeline import Pipeline
 from services.risk.policy import PolicyFile
 from services.risk.reading import PaymentReading
@@ -15,9 +20,11 @@ from services.risk.reasons import ReasonTable
 from services.risk.scoring import OUTPUTS, ModelScoring, ServedModel
 from services.risk.settings import RiskSettings
 from services.risk.validate import Rates
-from services.risk.writing import DecisionWriting, Names
+from services.risk.writing import DecisionWriting, Names, Scored
+from weir.codec.avro import RowCodec
 from weir.codec.columns import LabelReader, TransactionReader
 from weir.codec.decision import DecisionWriter
+from weir.codec.framing import frame
 from weir.codec.registry import open_registry
 from weir.codec.schemas import SUBJECTS, load_schema
 from weir.config import (
@@ -33,7 +40,7 @@ from weir.inference.client import ModelClient
 from weir.obs.log import get_logger
 from weir.obs.metrics import Metrics
 from weir.state.hashing import keyed_hash
-from weir.streams import AtLeastOnce
+from weir.streams import AtLeastOnce, BatchGroup, RecordBatch
 from weir.streams.dead_letter import DeadLetterWriter
 from weir.streams.history import partition_counts
 
@@ -159,16 +166,6 @@ async def open_worker(
         delivery = AtLeastOnce(to.kafka, client_id=CLIENT_ID)
         stack.push_async_callback(delivery.stop)
         await delivery.start()
-        reading = PaymentReading(
-            TransactionReader(registry.known),
-            ids["transaction"],
-            state,
-            rates=Rates.of(settings.rates),
-            hash_key=pseudonymizer.hash_key,
-            policy=lambda: policy.policy,
-            metrics=metrics,
-            now_ms=now_ms,
-        )
         names = Names(
             settings.tenant,
             DEFAULT.id,
@@ -178,30 +175,75 @@ async def open_worker(
             counts[topics.risk_dlq],
             ids["decision"],
         )
-        writing = DecisionWriting(
-            names,
-            DecisionWriter(load_schema("decision"), ids["decision"], reasons.texts),
-            DeadLetterWriter(dlq_sealer, ids["dead_letter"]),
-            policy,
-            sealer=sealer,
-            dlq_sealer=dlq_sealer,
-            pseudonymizer=pseudonymizer,
-            metrics=metrics,
-            now_ms=now_ms,
+
+        def halves(state: PaymentState, metrics: Metrics) -> tuple[PaymentReading, DecisionWriting]:
+            return PaymentReading(
+                TransactionReader(registry.known),
+                ids["transaction"],
+                state,
+                rates=Rates.of(settings.rates),
+                hash_key=pseudonymizer.hash_key,
+                policy=lambda: policy.policy,
+                metrics=metrics,
+                now_ms=now_ms,
+            ), DecisionWriting(
+                names,
+                DecisionWriter(load_schema("decision"), ids["decision"], reasons.texts),
+                DeadLetterWriter(dlq_sealer, ids["dead_letter"]),
+                policy,
+                sealer=sealer,
+                dlq_sealer=dlq_sealer,
+                pseudonymizer=pseudonymizer,
+                metrics=metrics,
+                now_ms=now_ms,
+            )
+
+        # Compiled loops are loaded by their first call: let that be on a payment of nobody.
+        scrap = halves(
+            PaymentState(accounts_max=1000, terminals_max=1000), Metrics("risk", CollectorRegistry())
         )
+        await warm(*scrap, model, ids["transaction"], next(iter(settings.rates)), now_ms())
+        reading, writing = halves(state, metrics)
         pipeline = Pipeline(
             read=reading,
             score=ModelScoring(client, model, metrics),
             write=writing,
             delivery=delivery,
             metrics=metrics,
-            in_flight_max=settings.batches_in_flight_max,
+            rows_in_flight_max=settings.rows_in_flight_max,
             on_failure=on_failure,
             now_ms=now_ms,
         )
         stack.push_async_callback(pipeline.close, settings.drain_deadline_s)
         labels = LabelReading(LabelReader(registry.known), ids["label"], state, pseudonymizer.hash_key)
         yield Worker(pipeline, reading, state, policy, client, labels)
+
+
+async def warm(
+    reading: PaymentReading,
+    writing: DecisionWriting,
+    model: ServedModel,
+    schema_id: int,
+    currency: str,
+    at_ms: int,
+) -> None:
+    """Take one made-up payment through both halves; nothing is published."""
+    payment = {
+        "event_id": "warm",
+        "account_id": "warm",
+        "terminal_id": "warm",
+        "amount": Decimal("1.0000"),
+        "currency": currency,
+        "event_time": datetime.fromtimestamp(at_ms / 1000, UTC),
+        "channel": "POS",
+    }
+    value = frame(schema_id, RowCodec(load_schema("transaction")).encode(payment))
+    record = SimpleNamespace(offset=0, key=b"warm", value=value, timestamp=at_ms, headers=())
+    group = BatchGroup([RecordBatch("warm", 0, [record])])
+    read = reading(group)
+    nothing = np.zeros((1, len(model.features)), np.float32)
+    scores = Scores(nothing[:, 0], nothing[:, 0], nothing, 0.0, model.ref)
+    await writing(group, read, Scored(scores, "", 0))
 
 
 async def every(seconds: float, call: Callable[[], object]) -> None:

@@ -2,9 +2,9 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from time import perf_counter_ns
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from services.risk.decide import ModelRef, RiskBatch, RiskDecisions, Scores, dec
 from services.risk.policy import PolicyFile
 from services.risk.ports import Counts
 from services.risk.reading import NOT_DECIDED, Bad, ReadBatch
+from weir.codec.columns import StringColumn
 from weir.codec.decision import DecisionColumns, DecisionWriter, StageTimings
 from weir.crypto.envelope import HEADER_NAME, envelope_headers
 from weir.crypto.keyring import SealingKeyExpired
@@ -20,7 +21,7 @@ from weir.ids import ID_BYTES, decision_ids
 from weir.obs import trace
 from weir.obs.log import get_logger
 from weir.obs.metrics import Metrics
-from weir.streams import Output, RecordBatch
+from weir.streams import BatchGroup, Output
 from weir.streams.dead_letter import DeadLetterWriter, dead_letter
 
 log = get_logger("weir.risk.writing")
@@ -100,7 +101,7 @@ class DecisionWriting:
         self._metrics, self._now_ms = metrics, now_ms
 
     async def __call__(
-        self, batch: RecordBatch, read: ReadBatch, scored: Scored
+        self, group: BatchGroup, read: ReadBatch, scored: Scored
     ) -> tuple[Sequence[Output], Counts]:
         """The outputs of one batch, and its decisions by outcome and basis."""
         await self._sealer.ready()
@@ -109,22 +110,22 @@ class DecisionWriting:
         bad = list(read.bad)
         if read.payments.row_count:
             try:
-                output, counts = self._decisions(batch, read, scored)
-                outputs.append(output)
+                decided, counts = self._decisions(group, read, scored)
+                outputs += decided
             except SealingKeyExpired:
                 raise
             except Exception as error:  # noqa: BLE001 - one record must not stop its partition
-                log.error("batch_split", partition=batch.partition, error=type(error).__name__)
-                single, counts, culprits = self._one_by_one(batch, read, scored)
+                log.error("batch_split", row_count=len(group), error=type(error).__name__)
+                single, counts, culprits = self._one_by_one(group, read, scored)
                 outputs += single
                 bad += culprits
         if bad:
             await self._dlq_sealer.ready()
-            outputs.append(self._letters(batch, bad))
+            outputs += self._letters(group, bad)
         return outputs, counts
 
     def _one_by_one(
-        self, batch: RecordBatch, read: ReadBatch, scored: Scored
+        self, group: BatchGroup, read: ReadBatch, scored: Scored
     ) -> tuple[list[Output], Mapping[tuple[str, str], int], list[Bad]]:
         """The batch again, row by row: those that can be decided are, the others become dead letters."""
         outputs: list[Output] = []
@@ -132,19 +133,19 @@ class DecisionWriting:
         culprits: list[Bad] = []
         for index in range(read.payments.row_count):
             try:
-                output, counted = self._decisions(batch, read.row(index), scored.row(index))
+                decided, counted = self._decisions(group, read.row(index), scored.row(index))
             except SealingKeyExpired:
                 raise
             except Exception:  # noqa: BLE001 - as above; the record's place stands in the dead letter
                 culprits.append(Bad(int(read.columns.row[index]), *NOT_DECIDED))
             else:
-                outputs.append(output)
+                outputs += decided
                 counts.update(counted)
         return outputs, counts, culprits
 
     def _decisions(
-        self, batch: RecordBatch, read: ReadBatch, scored: Scored
-    ) -> tuple[Output, Mapping[tuple[str, str], int]]:
+        self, group: BatchGroup, read: ReadBatch, scored: Scored
+    ) -> tuple[list[Output], Mapping[tuple[str, str], int]]:
         names, policy = self._names, self._policy.policy
         begun = perf_counter_ns()
         risk = RiskBatch(read.features, read.payments.amount, read.payments.channel, read.currency)
@@ -152,17 +153,20 @@ class DecisionWriting:
         decided = perf_counter_ns()
         event_ids = read.columns.strings["event_id"].to_list()
         ids = decision_ids(names.tenant, event_ids, KIND)
-        traces = self._traces(batch, read)
+        traces = self._traces(group, read)
         timings = StageTimings(
-            queue_us=max(0, read.read_at_ms - batch.timestamps_ms[0]) * 1000,
+            queue_us=max(0, read.read_at_ms - group.timestamps_ms[0]) * 1000,
             decode_us=read.decode_us,
             features_us=read.features_us,
             model_us=scored.model_us,
             decide_us=(decided - begun) // _NS_PER_US,
         )
-        framed = self._writer.write(
-            self._columns(batch, read, decisions, policy.version, policy.sha256, ids, timings, traces)
-        )
+        columns = self._columns(group, read, decisions, policy.version, policy.sha256, ids, timings, traces)
+        # Rows are in the order of the batches, so each partition's decisions lie together.
+        ends = np.searchsorted(read.columns.row, group.starts[1:]).tolist()
+        framed: list[bytes] = []
+        for batch, start, end in zip(group.batches, [0, *ends], ends, strict=False):
+            framed += self._writer.write(_part(columns, start, end, batch.partition))
         encoded = perf_counter_ns()
         values = self._sealer.seal_batch(framed, ids, names.schema_id)
         keys = self._pseudonymizer.of_all(read.columns.strings["account_id"].to_list())
@@ -178,19 +182,24 @@ class DecisionWriting:
             ("seal", encoded, sealed),
         ):
             self._metrics.stage(stage, (end - start) / 1e9)  # type: ignore[arg-type]
-        output = Output(
-            names.decisions_topic,
-            batch.partition % names.decisions_partitions,
-            keys,
-            values,
-            headers,
-            self._now_ms(),
-        )
-        return output, decisions.counts()
+        now_ms = self._now_ms()
+        outputs = [
+            Output(
+                names.decisions_topic,
+                batch.partition % names.decisions_partitions,
+                keys[start:end],
+                values[start:end],
+                headers[start:end],
+                now_ms,
+            )
+            for batch, start, end in zip(group.batches, [0, *ends], ends, strict=False)
+            if end > start
+        ]
+        return outputs, decisions.counts()
 
     def _columns(
         self,
-        batch: RecordBatch,
+        group: BatchGroup,
         read: ReadBatch,
         decisions: RiskDecisions,
         policy_version: str,
@@ -201,7 +210,7 @@ class DecisionWriting:
     ) -> DecisionColumns:
         columns, count = read.columns, read.columns.row_count
         model = decisions.model or NO_MODEL
-        offsets = np.fromiter(batch.offsets, np.int64, len(batch))
+        offsets = np.fromiter(group.offsets, np.int64, len(group))
         return DecisionColumns(
             decision_id=np.frombuffer(b"".join(ids), np.uint8).reshape(count, ID_BYTES),
             event_id=columns.strings["event_id"],
@@ -228,8 +237,8 @@ class DecisionWriting:
             model_sha256=model.sha256,
             policy_version=policy_version,
             policy_sha256=policy_sha256,
-            topic=batch.topic,
-            partition=batch.partition,
+            topic=group.batches[0].topic,
+            partition=group.batches[0].partition,
             feature_spec=self._names.feature_spec,
             timings=timings,
             degraded=decisions.degraded,
@@ -237,9 +246,9 @@ class DecisionWriting:
             traceparent=traces,
         )
 
-    def _traces(self, batch: RecordBatch, read: ReadBatch) -> list[bytes | None] | None:
+    def _traces(self, group: BatchGroup, read: ReadBatch) -> list[bytes | None] | None:
         """Each decision's own step of the trace that its event belongs to; None when no event has one."""
-        headers = batch.headers
+        headers = group.headers
         if headers is None:
             return None
         contexts = [trace.from_headers(headers[row]) for row in read.columns.row.tolist()]
@@ -247,33 +256,57 @@ class DecisionWriting:
             return None
         return [context.child().traceparent.encode() if context else None for context in contexts]
 
-    def _letters(self, batch: RecordBatch, bad: Sequence[Bad]) -> Output:
+    def _letters(self, group: BatchGroup, bad: Sequence[Bad]) -> list[Output]:
         now_ms = self._now_ms()
-        letters = []
-        for each in bad:
-            headers = batch.headers[each.row] if batch.headers is not None else ()
-            letters.append(
-                dead_letter(
-                    batch.topic,
-                    batch.partition,
-                    batch.offsets[each.row],
-                    batch.timestamps_ms[each.row],
-                    batch.keys[each.row],
-                    batch.values[each.row],
-                    headers,
-                    each.reason,
-                    each.detail,
-                    "risk",
-                    now_ms,
+        outputs = []
+        for batch, start, end in zip(group.batches, group.starts, group.starts[1:], strict=False):
+            letters = []
+            for each in bad:
+                if start <= each.row < end:
+                    row = each.row - start
+                    letters.append(
+                        dead_letter(
+                            batch.topic,
+                            batch.partition,
+                            batch.offsets[row],
+                            batch.timestamps_ms[row],
+                            batch.keys[row],
+                            batch.values[row],
+                            batch.headers[row] if batch.headers is not None else (),
+                            each.reason,
+                            each.detail,
+                            "risk",
+                            now_ms,
+                        )
+                    )
+                    self._metrics.dead_lettered(each.reason)
+            if letters:
+                written = self._dead_letters.write(letters)
+                outputs.append(
+                    Output(
+                        self._names.dlq_topic,
+                        batch.partition % self._names.dlq_partitions,
+                        [None] * len(written),
+                        [value for value, _ in written],
+                        [headers for _, headers in written],
+                        now_ms,
+                    )
                 )
-            )
-            self._metrics.dead_lettered(each.reason)
-        written = self._dead_letters.write(letters)
-        return Output(
-            self._names.dlq_topic,
-            batch.partition % self._names.dlq_partitions,
-            [None] * len(written),
-            [value for value, _ in written],
-            [headers for _, headers in written],
-            now_ms,
-        )
+        return outputs
+
+
+def _part(c: DecisionColumns, start: int, end: int, partition: int) -> DecisionColumns:
+    """The rows of one partition."""
+    if start == 0 and end == c.row_count:
+        return replace(c, partition=partition) if c.partition != partition else c
+    rows = slice(start, end)
+    cut: dict[str, Any] = {"partition": partition}
+    for each in fields(c):
+        column = getattr(c, each.name)
+        if isinstance(column, np.ndarray):
+            cut[each.name] = column[rows]
+        elif isinstance(column, StringColumn):
+            cut[each.name] = StringColumn(column.buffer, column.start[rows], column.length[rows])
+    if c.traceparent is not None:
+        cut["traceparent"] = c.traceparent[rows]
+    return replace(c, **cut)

@@ -1,6 +1,6 @@
 """A Faust worker that copies a batch topic; run as a process by the stream tests.
 
-    python -m tests.support.copy_worker SERVERS GROUP SOURCE TARGET [DELAY_MS]
+python -m tests.support.copy_worker SERVERS GROUP SOURCE TARGET [DELAY_MS]
 """
 
 import asyncio
@@ -34,7 +34,7 @@ async def copy(stream):
             await asyncio.sleep(delay_s)
         print(f"TAKEN {batch.partition} {batch.offset_first} {len(batch)}", flush=True)
         await out.enqueue(
-            taken, [Output(target, batch.partition, batch.keys, batch.values, [[]] * len(batch))]
+            [taken], [Output(target, batch.partition, batch.keys, batch.values, [[]] * len(batch))]
         )
 
 

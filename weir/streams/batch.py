@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 Headers = Sequence[tuple[str, bytes]]
@@ -57,3 +58,51 @@ class RecordBatch:
         """One sequence of headers a record, or None when no record has any."""
         columns = [record.headers for record in self.records]
         return columns if any(columns) else None
+
+
+@dataclass(frozen=True)
+class BatchGroup:
+    """Batches of several partitions, worked on together: at a low rate each holds a few records only.
+
+    The columns are those of the batches one after another; `starts` says where each begins, and the end.
+    """
+
+    batches: Sequence[RecordBatch]
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """First row of each batch, and the number of rows at the end."""
+        starts = [0]
+        for batch in self.batches:
+            starts.append(starts[-1] + len(batch))
+        return starts
+
+    @cached_property
+    def values(self) -> list[bytes | None]:
+        """One value a row."""
+        return self._joined("values")
+
+    @cached_property
+    def offsets(self) -> list[int]:
+        """One offset a row, of its own partition."""
+        return self._joined("offsets")
+
+    @cached_property
+    def timestamps_ms(self) -> list[int]:
+        """One Kafka timestamp a row."""
+        return self._joined("timestamps_ms")
+
+    @cached_property
+    def headers(self) -> list[Headers] | None:
+        """One sequence of headers a row, or None when no record has any."""
+        if all(batch.headers is None for batch in self.batches):
+            return None
+        return list(chain.from_iterable(batch.headers or [()] * len(batch) for batch in self.batches))
+
+    def _joined(self, column: str) -> list[Any]:
+        if len(self.batches) == 1:
+            return getattr(self.batches[0], column)  # type: ignore[no-any-return]
+        return list(chain.from_iterable(getattr(batch, column) for batch in self.batches))

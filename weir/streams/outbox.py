@@ -32,8 +32,8 @@ class Delivery(Protocol):
     async def start(self) -> None:
         """Connect."""
 
-    async def enqueue(self, taken: TakenBatch, outputs: Sequence[Output]) -> "asyncio.Future[None]":
-        """Hand the outputs over in order; the future is done once they are durable and the batch finished."""
+    async def enqueue(self, taken: Sequence[TakenBatch], outputs: Sequence[Output]) -> "asyncio.Future[None]":
+        """Hand the outputs over in order; done once they are durable and the batches finished."""
 
     async def stop(self) -> None:
         """Flush and disconnect."""
@@ -80,7 +80,7 @@ class AtLeastOnce:
         assert self._producer is not None
         return len(await self._producer.partitions_for(topic))
 
-    async def enqueue(self, taken: TakenBatch, outputs: Sequence[Output]) -> "asyncio.Future[None]":
+    async def enqueue(self, taken: Sequence[TakenBatch], outputs: Sequence[Output]) -> "asyncio.Future[None]":
         """Send each output as whole produce batches to its partition, in order."""
         sent: list[asyncio.Future[Any]] = []
         for output in outputs:
@@ -90,9 +90,10 @@ class AtLeastOnce:
         task.add_done_callback(self._waiting.discard)
         return task
 
-    async def _finish(self, taken: TakenBatch, sent: Sequence["asyncio.Future[Any]"]) -> None:
+    async def _finish(self, taken: Sequence[TakenBatch], sent: Sequence["asyncio.Future[Any]"]) -> None:
         await asyncio.gather(*sent)
-        taken.finish()
+        for each in taken:
+            each.finish()
 
     async def publish(self, output: Output) -> list["asyncio.Future[Any]"]:
         """Queue one output; one future a produce batch, done when the broker has it on all replicas."""
