@@ -1,7 +1,7 @@
 """The risk model as mathematics: a sum of tables over one or two features; so its reasons are exact.
 
-LightGBM grows trees under a constraint that each uses one feature, or one of a few chosen pairs. All trees
-over the same features add up, without any approximation, to one piecewise-constant table, and
+LightGBM grows trees whose paths may use one feature, or one of a few chosen pairs. All leaves over the same
+features add up, without any approximation, to one piecewise-constant table, and
 
     logit(x) = base_logit + sum over tables of value(x),   value = sum over its features of share(x)
 
@@ -13,7 +13,7 @@ Lundberg and Lee 2017, Janzing et al. 2020 (Shapley values of a model, absent fe
 rows).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from services.training.errors import TrainingError
 Floats32 = NDArray[np.float32]
 Floats = NDArray[np.float64]
 Node = Mapping[str, Any]
+Leaf = tuple[float, tuple[tuple[Node, bool], ...]]
 
 
 def float32_at_or_below(threshold: Floats) -> Floats32:
@@ -148,45 +149,57 @@ def from_lightgbm(
 ) -> AdditiveModel:
     """The model whose logit is `weight` times the sum of the boosters' raw scores, from their `dump_model()`.
 
+    A tree is the sum of its leaves, each the leaf's value inside the box that its path describes. A leaf goes
+    to the table of its path's features, so a tree may use many features as long as no path uses more than
+    two.
+
     Raises:
-        TrainingError: a tree uses more than two features, or a split that is not numerical.
+        TrainingError: a path uses more than two features, or a split is not numerical.
     """
-    trees: dict[tuple[int, ...], list[Node]] = {}
+    leaves: dict[tuple[int, ...], list[Leaf]] = {}
     base = 0.0
     for dump in dumps:
         for info in dump["tree_info"]:
-            root = info["tree_structure"]
-            used = tuple(sorted({int(node["split_feature"]) for node in _splits(root)}))
-            if len(used) > 2:
-                names = ", ".join(features[feature] for feature in used)
-                raise TrainingError(f"Tree {info['tree_index']} uses {names}: at most two can be explained.")
-            if used:
-                trees.setdefault(used, []).append(root)
-            else:
-                base += weight * float(root["leaf_value"])
-    tables = tuple(_merged(used, trees[used], weight) for used in sorted(trees))
+            for leaf in _leaves(info["tree_structure"], ()):
+                used = tuple(sorted({int(node["split_feature"]) for node, _ in leaf[1]}))
+                if len(used) > 2:
+                    names = ", ".join(features[feature] for feature in used)
+                    raise TrainingError(
+                        f"Tree {info['tree_index']} joins {names}: at most two can be explained."
+                    )
+                if used:
+                    leaves.setdefault(used, []).append(leaf)
+                else:
+                    base += weight * leaf[0]
+    tables = tuple(_merged(used, leaves[used], weight) for used in sorted(leaves))
     return AdditiveModel(tuple(features), tables, base)
 
 
-def _splits(node: Node) -> Iterable[Node]:
-    if "split_feature" in node:
-        if node["decision_type"] != "<=":
-            raise TrainingError(f"Split by {node['decision_type']}: only numerical splits are exported.")
-        yield node
-        yield from _splits(node["left_child"])
-        yield from _splits(node["right_child"])
+def _leaves(node: Node, path: tuple[tuple[Node, bool], ...]) -> Iterator[Leaf]:
+    """Each leaf's value, with the splits above it and whether it lies to their left."""
+    if "split_feature" not in node:
+        yield float(node["leaf_value"]), path
+        return
+    if node["decision_type"] != "<=":
+        raise TrainingError(f"Split by {node['decision_type']}: only numerical splits are exported.")
+    yield from _leaves(node["left_child"], (*path, (node, True)))
+    yield from _leaves(node["right_child"], (*path, (node, False)))
 
 
-def _merged(features: tuple[int, ...], trees: Sequence[Node], weight: float) -> Table:
-    """The sum of trees over the same features, without edges at which nothing changes."""
-    thresholds: dict[int, list[float]] = {feature: [np.inf] for feature in features}
-    for tree in trees:
-        for node in _splits(tree):
-            thresholds[int(node["split_feature"])].append(float(node["threshold"]))
-    edges = [np.unique(float32_at_or_below(np.array(thresholds[feature]))) for feature in features]
+def _merged(features: tuple[int, ...], leaves: Sequence[Leaf], weight: float) -> Table:
+    """The sum of leaves over the same features, without edges at which nothing changes."""
+    thresholds: dict[int, set[float]] = {feature: {np.inf} for feature in features}
+    for _, path in leaves:
+        for node, _ in path:
+            thresholds[int(node["split_feature"])].add(float(node["threshold"]))
+    edges = [np.unique(float32_at_or_below(np.array(sorted(thresholds[feature])))) for feature in features]
     values = np.zeros([len(axis) + 1 for axis in edges])
-    for tree in trees:
-        _add(tree, features, edges, values, tuple(np.arange(size) for size in values.shape))
+    for value, path in leaves:
+        box = [np.ones(size, np.bool_) for size in values.shape]
+        for node, is_left in path:
+            axis = features.index(int(node["split_feature"]))
+            box[axis] &= _left_of(node, edges[axis]) == is_left
+        values[np.ix_(*box)] += value
     for axis in range(len(features)):
         steps = np.diff(values, axis=axis)
         moves = (steps != 0).any(axis=tuple(other for other in range(values.ndim) if other != axis))
@@ -196,25 +209,10 @@ def _merged(features: tuple[int, ...], trees: Sequence[Node], weight: float) -> 
     return Table(features, tuple(edges), (share,) * len(features))
 
 
-def _add(
-    node: Node,
-    features: tuple[int, ...],
-    edges: Sequence[Floats32],
-    values: Floats,
-    cells: tuple[NDArray[np.intp], ...],
-) -> None:
-    """Add the tree to those cells of `values` whose rows reach `node`."""
-    if not all(len(axis) for axis in cells):
-        return
-    if "split_feature" not in node:
-        values[np.ix_(*cells)] += float(node["leaf_value"])
-        return
-    axis = features.index(int(node["split_feature"]))
+def _left_of(node: Node, edges: Floats32) -> NDArray[np.bool_]:
+    """Which cells of an axis with these edges the split sends to its left."""
     threshold = float(node["threshold"])
-    edge = float32_at_or_below(np.array([threshold]))[0]
-    left = cells[axis] <= np.searchsorted(edges[axis], edge)
+    left = np.append(edges <= float32_at_or_below(np.array([threshold]))[0], False)
     # The last cell is nan's. LightGBM reads nan as 0 where no row was missing in training.
-    nan_left = bool(node["default_left"]) if node["missing_type"] == "NaN" else threshold >= 0
-    left = np.where(cells[axis] == len(edges[axis]), nan_left, left)
-    for child, side in (("left_child", left), ("right_child", ~left)):
-        _add(node[child], features, edges, values, (*cells[:axis], cells[axis][side], *cells[axis + 1 :]))
+    left[-1] = bool(node["default_left"]) if node["missing_type"] == "NaN" else threshold >= 0
+    return left

@@ -43,11 +43,13 @@ def grow(x, fraud, constraints, rounds=120) -> lightgbm.Booster:
     return lightgbm.train(parameters, lightgbm.Dataset(x, fraud.astype(int)), rounds)
 
 
-@pytest.fixture(scope="module", params=["one feature a tree", "and two pairs"])
+@pytest.fixture(scope="module", params=["one feature a tree", "pairs that share a feature"])
 def trained(request) -> tuple[lightgbm.Booster, AdditiveModel, np.ndarray]:
     x, fraud = payments()
     singles = [[feature] for feature in range(len(NAMES))]
-    booster = grow(x, fraud, singles if request.param == "one feature a tree" else [[0, 2], [1, 3], [4]])
+    booster = grow(
+        x, fraud, singles if request.param == "one feature a tree" else [[0, 2], [0, 1], [1, 3], [4]]
+    )
     model = from_lightgbm([booster.dump_model()], NAMES).explained_by(x)
     return booster, model, x
 
