@@ -1,6 +1,7 @@
 """The risk service as a Faust application: payments in, decisions out. Alone knows Faust."""
 
 import asyncio
+import gc
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -74,6 +75,9 @@ class RiskApp(BatchApp):
             log.warning("labels_not_caught_up", waited_s=_LABELS_DEADLINE_S)
         self._start_aside(self._submit_groups())
         self._start_aside(every(_POLICY_CHECK_S, self.worker.policy.reload_if_changed))
+        # What was loaded so far stays: the collector need not walk it again in the middle of a batch.
+        gc.collect()
+        gc.freeze()
         log.info("risk_worker_opened", group=settings.group, model=self.worker.model.model)
 
     def _start_aside(self, work: Any) -> None:

@@ -11,6 +11,9 @@ from weir.errors import ExitCode, WeirError
 from weir.streams.app import BatchApp
 
 
+SWITCH_INTERVAL_S = 0.0005
+
+
 class _Worker(faust.Worker):
     """Faust's worker without its banner, its spinner and its own set-up of logging."""
 
@@ -29,6 +32,8 @@ def run_worker(app: BatchApp) -> int:
     Returns: 0, or the exit code of the error that ended it (`app.fatal`), which was said in one line.
     """
     Path(str(app.conf.datadir)).mkdir(parents=True, exist_ok=True)
+    # The consumer's thread waits this long for a busy main thread, several times a fetch: 5 ms by default.
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     worker = _Worker(app)
     asyncio.set_event_loop(worker.loop)
     status: int | str | None = ExitCode.OK
