@@ -27,6 +27,7 @@ from rich.table import Table
 
 from bench.latency import Latency, at_rate
 from bench.measure import Cost, watch
+from bench.memory import of_state
 from weir.config import TopicSettings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -157,6 +158,17 @@ def stages_table(seconds: dict[str, float], events: int, total: Cost) -> Table:
     return table
 
 
+def memory_table() -> Table:
+    """What the windows hold."""
+    table = Table(title="Windows of a million accounts, and of a million terminals")
+    for column in ("entity", "bytes in the tables", "bytes of resident memory"):
+        table.add_column(column, justify="left" if column == "entity" else "right")
+    for name, accounts in (("account", True), ("terminal", False)):
+        memory = of_state(1_000_000, accounts=accounts)
+        table.add_row(name, f"{memory.state_bytes:.0f}", f"{memory.resident_bytes:.0f}")
+    return table
+
+
 def latency_table(latency: Latency) -> Table:
     """End to end, as a reader sees it."""
     table = Table(title=f"From publishing to reading, at {latency.rate:,.0f} payments a second")
@@ -220,7 +232,8 @@ def measure(console: Console, home: Path, env: dict[str, str], arguments: argpar
         rows["Weir, whole decision path"] = cost
         stages = stage_seconds(port)
         latency = asyncio.run(at_rate(env, config, topics, arguments.rate, arguments.seconds))
-    console.print(costs_table(rows), stages_table(stages, arguments.events, cost), latency_table(latency))
+    console.print(costs_table(rows), stages_table(stages, arguments.events, cost))
+    console.print(latency_table(latency), memory_table())
 
 
 if __name__ == "__main__":
