@@ -105,9 +105,9 @@ class RiskApp(BatchApp):
             group = await self._gatherer.take()
             for taken in group:
                 await self._restore(taken.batch)
-            await self.worker.pipeline.submit(group)
-            for taken in group:
+                # Before the next of the group: it may be of the same partition, and this one is no gap.
                 self._in_windows[taken.batch.partition] = taken.batch.offset_last + 1
+            await self.worker.pipeline.submit(group)
 
     async def _restore(self, batch: RecordBatch) -> None:
         """Let what came before the batch enter the windows, when this worker did not see it itself."""
