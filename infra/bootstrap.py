@@ -41,8 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _everything_in_place(reporter, began, quiet=options.quiet)
             return ExitCode.OK
         with stamp.only_one(_LOCK, reporter):
+            # What an interrupted run left; nobody else works there while we hold the lock.
+            shutil.rmtree(layout.SCRATCH, ignore_errors=True)
             for step in steps:
                 _do(step, reporter)
+            shutil.rmtree(layout.SCRATCH, ignore_errors=True)
         reporter.line(f"Set up in {seconds(time.monotonic() - began)}. Try `make help`, or `make demo`.")
     except WeirError as error:
         return _fail(f"{error}", error.exit_code)

@@ -208,10 +208,10 @@ class _MariaDb(Step):
 
     def make(self, reporter: Reporter) -> str:
         (jar,) = jars.read_jar_lock(self._lock)
-        with tempfile.TemporaryDirectory(prefix=".mariadb-jar-", dir=layout.HOME) as folder:
-            fetch_jars([jar], Path(folder) / "jar", reporter, self.name)
-            with progress(reporter, "  mariadb: unpack"), replacing(layout.MARIADB) as fresh:
-                self._unpack(Path(folder) / "jar" / jar.file_name, fresh)
+        folder = layout.SCRATCH / "mariadb-jar"
+        fetch_jars([jar], folder, reporter, self.name)
+        with progress(reporter, "  mariadb: unpack"), replacing(layout.MARIADB) as fresh:
+            self._unpack(folder / jar.file_name, fresh)
         found = find_mariadb()
         return f"version {jar.version}" if found.source == "setup" else f"the machine's own, {found.program}"
 
@@ -259,10 +259,11 @@ ALL: tuple[Step, ...] = (*EMBEDDED_STACK, _MariaDb(), _Tools())
 
 
 @contextmanager
-def replacing(target: Path) -> Iterator[Path]:
-    """A fresh folder beside `target` that takes its place if the block ends well; else nothing changes."""
+def replacing(target: Path, scratch: Path = layout.SCRATCH) -> Iterator[Path]:
+    """A fresh folder that takes the place of `target` if the block ends well; else nothing changes."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
+    scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{target.name}-", dir=scratch) as folder:
         fresh = Path(folder) / "fresh"
         fresh.mkdir()
         yield fresh

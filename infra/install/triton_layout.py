@@ -8,6 +8,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
+from infra.local import layout
 from infra.local.tools import unpack_debian
 from weir.errors import MissingPart
 
@@ -45,7 +46,8 @@ def lay_out(environment: Path, target: Path) -> str:
             "Run setup with one of those: `make setup PYTHON=python3.12`."
         )
     target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".layout-", dir=target) as folder:
+    layout.SCRATCH.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="triton-", dir=layout.SCRATCH) as folder:
         fresh = Path(folder)
         shutil.copytree(server / "backends", fresh / "backends")
         placed = fresh / "backends" / "python" / _STUB

@@ -282,7 +282,8 @@ def make_class_cache(java: Java) -> bool:
     """
     path = class_cache_path(java)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".record-", dir=path.parent) as folder:
+    layout.SCRATCH.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="kafka-", dir=layout.SCRATCH) as folder:
         fresh = Path(folder) / path.name
         server = KafkaServer(Path(folder) / "data", Path(folder) / "kafka.log", record_classes=fresh)
         server.start()

@@ -8,6 +8,9 @@ HOME = ROOT / ".weir"
 VENV = ROOT / ".venv"
 REQUIREMENTS = ROOT / "requirements"
 
+# What a set-up works in before it renames; emptied by the next one.
+SCRATCH = HOME / "scratch"
+
 KAFKA_LIB = HOME / "kafka" / "lib"
 KAFKA_CLASS_CACHE = HOME / "kafka" / "class-cache"
 TRITON_ENV = HOME / "triton-env"

@@ -223,18 +223,18 @@ def test_the_second_setup_waits_for_the_first(tmp_path: Path) -> None:
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "target"
-    with steps.replacing(target) as fresh:
+    with steps.replacing(target, tmp_path / "scratch") as fresh:
         (fresh / "one").touch()
 
     def interrupted() -> None:
-        with steps.replacing(target) as fresh:
+        with steps.replacing(target, tmp_path / "scratch") as fresh:
             (fresh / "two").touch()
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert [path.name for path in target.iterdir()] == ["one"]
-    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+    assert list((tmp_path / "scratch").iterdir()) == []
 
 
 def test_pips_index_serves_uv_too_unless_it_has_its_own() -> None:
