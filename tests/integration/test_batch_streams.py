@@ -29,13 +29,11 @@ Start = Callable[..., subprocess.Popen[bytes]]
 def start_worker(tmp_path: Path) -> Iterator[Start]:
     running: list[subprocess.Popen[bytes]] = []
 
-    def start(
-        servers: str, group: str, source: str, target: str, delay_ms: int = 0
-    ) -> subprocess.Popen[bytes]:
+    def start(servers: str, group: str, source: str, target: str, *more: int) -> subprocess.Popen[bytes]:
         log = (tmp_path / f"worker-{len(running)}.log").open("wb")
         command = [sys.executable, "-m", "tests.support.copy_worker", servers, group, source, target]
         process = subprocess.Popen(
-            [*command, str(delay_ms)], stdout=log, stderr=subprocess.STDOUT, cwd=Path(__file__).parents[2]
+            [*command, *map(str, more)], stdout=log, stderr=subprocess.STDOUT, cwd=Path(__file__).parents[2]
         )
         running.append(process)
         return process
@@ -211,6 +209,30 @@ async def test_a_slow_agent_holds_back_the_fetching(
     assert max(map(int, taken)) <= 500
     # 20 MB of values lie in the topic; the worker holds the waiting batches and aiokafka's one fetch.
     assert resident < 200
+
+
+async def test_after_a_seek_the_records_come_again_and_the_end_is_committed(
+    kafka: KafkaUnderTest, start_worker: Start
+):
+    servers, source, target = (
+        kafka.bootstrap_servers,
+        kafka.make_topic(partitions=1),
+        kafka.make_topic(partitions=1),
+    )
+    await publish(servers, source, numbered(3000))
+    worker = start_worker(servers, source, source, target, 5, 1500)
+
+    async def all_there() -> bool:
+        found = (await read_all(servers, target))[0]
+        return found.count(b"000000") == 2 and found[-1] == b"002999"
+
+    await until(all_there, "the first record again, and the last one after it")
+    worker.send_signal(signal.SIGTERM)
+    worker.wait(20)
+    counts = Counter((await read_all(servers, target))[0])
+    assert set(counts) == set(numbered(3000))
+    assert counts[b"000000"] == 2
+    assert await committed(servers, source) == 3000
 
 
 async def test_a_missing_topic_is_one_clear_line(kafka: KafkaUnderTest):

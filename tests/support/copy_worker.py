@@ -6,10 +6,13 @@ python -m tests.support.copy_worker SERVERS GROUP SOURCE TARGET [DELAY_MS]
 import asyncio
 import sys
 
+from faust.types import TP
+
 from weir.config import KafkaSettings
 from weir.streams import AtLeastOnce, BatchApp, Output
 
 servers, group, source, target, *rest = sys.argv[1:]
+seek_back_at = int(rest[1]) if len(rest) > 1 else None
 delay_s = float(rest[0]) / 1000 if rest else 0.0
 kafka = KafkaSettings(bootstrap_servers=servers)
 app = BatchApp(
@@ -27,12 +30,16 @@ out = AtLeastOnce(kafka, client_id=group)
 
 @app.agent(app.batch_topic(source))
 async def copy(stream):
+    global seek_back_at
     await out.start()
     async for taken in app.batches(stream):
         batch = taken.batch
         if delay_s:
             await asyncio.sleep(delay_s)
         print(f"TAKEN {batch.partition} {batch.offset_first} {len(batch)}", flush=True)
+        if seek_back_at is not None and batch.offset_last >= seek_back_at:
+            seek_back_at = None
+            await app.consumer.seek(TP(source, batch.partition), 0)
         await out.enqueue(
             [taken], [Output(target, batch.partition, batch.keys, batch.values, [[]] * len(batch))]
         )

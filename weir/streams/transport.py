@@ -157,6 +157,11 @@ class BatchConsumer(driver.Consumer):
         if not self._is_batch(tp):
             await super()._add_gap(tp, offset_from, offset_to)
 
+    async def seek(self, partition: TP, offset: int) -> None:
+        """Read on from `offset`; what was handed out before is nobody's to commit any more."""
+        self._batches.pop(partition, None)
+        await super().seek(partition, offset)
+
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
         """Finish and commit what is in flight, then forget it: the next owner starts at the commit."""
         await super().on_partitions_revoked(revoked)

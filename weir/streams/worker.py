@@ -10,7 +10,6 @@ import faust
 from weir.errors import ExitCode, WeirError
 from weir.streams.app import BatchApp
 
-
 SWITCH_INTERVAL_S = 0.0005
 
 
