@@ -37,7 +37,7 @@ def generate(root: Path) -> list[Path]:
     return written
 
 
-class ProtoBuildHook(BuildHookInterface):
+class ProtoBuildHook(BuildHookInterface):  # type: ignore[type-arg]  # not generic without hatchling
     """Runs `generate` before hatchling collects files."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
