@@ -1,0 +1,201 @@
+"""One record that breaks a batch leaves it alone: the others are decided, each partition's in its place."""
+
+import itertools
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from services.risk import reading as reading_module
+from services.risk import writing as writing_module
+from services.risk.decide import ModelRef, Scores
+from services.risk.policy import PolicyFile
+from services.risk.reading import PaymentReading
+from services.risk.reasons import ReasonTable
+from services.risk.validate import Rates
+from services.risk.writing import DecisionWriting, Names, Scored
+from weir.codec.avro import RowCodec
+from weir.codec.columns import TransactionReader
+from weir.codec.decision import DecisionWriter
+from weir.codec.framing import frame, unframe
+from weir.codec.schemas import load_schema
+from weir.crypto.pseudonym import Pseudonymizer
+from weir.crypto.secret import Secret
+from weir.features.payments import FEATURES, PaymentState
+from weir.obs.metrics import Metrics
+from weir.streams import BatchGroup, RecordBatch
+from weir.streams.dead_letter import DeadLetterWriter
+
+RISK = Path(reading_module.__file__).parent
+NOW_MS = 1_790_000_000_000
+TRANSACTION = RowCodec(load_schema("transaction"))
+DECISION = RowCodec(load_schema("decision"))
+LETTER = RowCodec(load_schema("dead_letter"))
+
+
+class InTheClear:
+    """A sealer that seals nothing, so that a unit test can look inside."""
+
+    async def ready(self, deadline_s=None):
+        return None
+
+    def seal_batch(self, plaintexts, record_ids, schema_id):
+        return list(plaintexts)
+
+
+def value(number: int) -> bytes:
+    payment = {
+        "event_id": f"event-{number}",
+        "account_id": f"account-{number % 3}",
+        "terminal_id": "terminal-1",
+        "amount": Decimal(number + 1),
+        "currency": "EUR",
+        "event_time": datetime.fromtimestamp(NOW_MS / 1000, UTC),
+        "channel": "POS",
+    }
+    return frame(1, TRANSACTION.encode(payment))
+
+
+def group(*batches: tuple[int, list[bytes]]) -> BatchGroup:
+    made = []
+    for partition, values in batches:
+        records = [
+            SimpleNamespace(offset=100 + row, key=b"k", value=each, timestamp=NOW_MS, headers=())
+            for row, each in enumerate(values)
+        ]
+        made.append(RecordBatch("bank.transactions", partition, records))
+    return BatchGroup(made)
+
+
+@pytest.fixture
+def halves():
+    metrics = Metrics("risk", CollectorRegistry())
+    policy = PolicyFile(RISK / "policy.toml", FEATURES)
+    reading = PaymentReading(
+        TransactionReader(),
+        1,
+        PaymentState(accounts_max=1000, terminals_max=1000),
+        rates=Rates.of({"EUR": 1.0}),
+        hash_key=bytes(16),
+        policy=lambda: policy.policy,
+        metrics=metrics,
+        now_ms=lambda: NOW_MS,
+    )
+    reasons = ReasonTable.load(RISK / "reasons.toml", FEATURES)
+    writing = DecisionWriting(
+        Names("default", "spec", "weir.decisions", 2, "weir.risk.dlq", 2, 3),
+        DecisionWriter(load_schema("decision"), 3, reasons.texts),
+        DeadLetterWriter(InTheClear(), 4),
+        policy,
+        sealer=InTheClear(),
+        dlq_sealer=InTheClear(),
+        pseudonymizer=Pseudonymizer("default", Secret(bytes(32))),
+        metrics=metrics,
+        now_ms=lambda: NOW_MS,
+    )
+    return reading, writing
+
+
+def scored(count: int) -> Scored:
+    contributions = np.zeros((count, len(FEATURES)), np.float32)
+    contributions[:, 0] = 1.5
+    logit = np.full(count, -3.5, np.float32)
+    return Scored(
+        Scores(logit, np.full(count, 0.01, np.float32), contributions, -5.0, ModelRef("risk", "1", "00")),
+        "",
+        7,
+    )
+
+
+def events(outputs, topic: str, codec: RowCodec) -> dict[int, list[dict]]:
+    found: dict[int, list[dict]] = {}
+    for output in outputs:
+        if output.topic == topic:
+            decoded = [codec.decode(unframe(each)[1]) for each in output.values]
+            found.setdefault(output.partition, []).extend(decoded)
+    return found
+
+
+async def test_each_partition_of_a_group_gets_its_own_decisions(halves):
+    reading, writing = halves
+    both = group((0, [value(0), value(1)]), (1, [value(2)]))
+    outputs, counts = await writing(both, reading(both), scored(3))
+    found = events(outputs, "weir.decisions", DECISION)
+    assert {p: [d["event_id"] for d in each] for p, each in found.items()} == {
+        0: ["event-0", "event-1"],
+        1: ["event-2"],
+    }
+    assert found[1][0]["feature_ref"] == {
+        "topic": "bank.transactions",
+        "partition": 1,
+        "offset": 100,
+        "feature_spec": "spec",
+    }
+    assert [d["feature_ref"]["offset"] for d in found[0]] == [100, 101]
+    assert found[0][0]["reasons"][0]["contribution"] == 1.5
+    assert sum(counts.values()) == 3
+
+
+async def test_a_partition_of_bad_records_alone_has_letters_and_no_decisions(halves):
+    reading, writing = halves
+    both = group((0, [b"garbage", value(1)]), (1, [b""]))
+    outputs, _ = await writing(both, reading(both), scored(1))
+    assert [d["event_id"] for d in events(outputs, "weir.decisions", DECISION)[0]] == ["event-1"]
+    letters = events(outputs, "weir.risk.dlq", LETTER)
+    assert [(each["reason"], each["offset"], each["value"]) for each in letters[0]] == [
+        ("not_framed", 100, b"garbage")
+    ]
+    assert [each["reason"] for each in letters[1]] == ["empty"]
+
+
+async def test_a_record_that_breaks_the_reading_is_found_and_left_out(halves, monkeypatch):
+    reading, writing = halves
+    real = reading_module.validate
+
+    def breaks(**columns):
+        if any(each == b"event-1" for each in columns["ids"][0].to_list()):
+            raise ZeroDivisionError
+        return real(**columns)
+
+    monkeypatch.setattr(reading_module, "validate", breaks)
+    batch = group((0, [value(0), value(1), value(2)]))
+    read = reading(batch)
+    assert [(each.row, each.reason) for each in read.bad] == [(1, "not_decided")]
+    outputs, _ = await writing(batch, read, scored(2))
+    assert [d["event_id"] for d in events(outputs, "weir.decisions", DECISION)[0]] == ["event-0", "event-2"]
+    assert [each["offset"] for each in events(outputs, "weir.risk.dlq", LETTER)[0]] == [101]
+
+
+async def test_a_record_that_breaks_the_deciding_is_found_and_left_out(halves, monkeypatch):
+    reading, writing = halves
+    real, calls = writing_module.decide, itertools.count()
+
+    def breaks(batch, *rest):
+        next(calls)
+        if (batch.amount == 20_000).any():
+            raise ZeroDivisionError
+        return real(batch, *rest)
+
+    monkeypatch.setattr(writing_module, "decide", breaks)
+    batch = group((0, [value(0), value(1)]), (1, [value(2)]))
+    outputs, counts = await writing(batch, reading(batch), scored(3))
+    found = events(outputs, "weir.decisions", DECISION)
+    assert {p: [d["event_id"] for d in each] for p, each in found.items()} == {0: ["event-0"], 1: ["event-2"]}
+    letters = events(outputs, "weir.risk.dlq", LETTER)
+    assert [(each["reason"], each["offset"]) for each in letters[0]] == [("not_decided", 101)]
+    assert sum(counts.values()) == 2
+    assert next(calls) == 4
+
+
+async def test_without_scores_a_decision_says_that_it_is_degraded_and_is_no_approval(halves):
+    reading, writing = halves
+    batch = group((0, [value(0)]))
+    outputs, _ = await writing(batch, reading(batch), Scored(None, "model_unavailable", 0))
+    (decision,) = events(outputs, "weir.decisions", DECISION)[0]
+    assert (decision["degraded"], decision["degraded_reason"]) == (True, "model_unavailable")
+    assert decision["score"] is decision["probability"] is decision["logit"] is None
+    assert decision["outcome"] == "REVIEW"
