@@ -49,6 +49,8 @@ log = get_logger("weir.risk")
 CLIENT_ID = "weir-risk"
 # How long the start waits for the key service before it says so and ends; the supervisor tries again.
 KEYS_DEADLINE_S = 30.0
+# The application has drained before it closes its parts: what is still here waits for a neighbour that is away.
+CLOSE_DEADLINE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -214,7 +216,7 @@ async def open_worker(
             on_failure=on_failure,
             now_ms=now_ms,
         )
-        stack.push_async_callback(pipeline.close, settings.drain_deadline_s)
+        stack.push_async_callback(pipeline.close, CLOSE_DEADLINE_S)
         labels = LabelReading(LabelReader(registry.known), ids["label"], state, pseudonymizer.hash_key)
         yield Worker(pipeline, reading, state, policy, client, labels)
 
