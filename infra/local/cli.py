@@ -195,7 +195,7 @@ def doctor(
 @app.command()
 def demo(
     seconds: Annotated[float, typer.Option(min=1, help="How long payments are sent.")] = 40.0,
-    rate: Annotated[float, typer.Option(min=1, help="Payments a second.")] = 150.0,
+    rate: Annotated[float, typer.Option(min=1, help="Payments a second.")] = 60.0,
     seed: Annotated[int, typer.Option(help="Of the synthetic bank.")] = 7,
     keep: Annotated[
         bool, typer.Option("--keep", envvar="WEIR_DEMO_KEEP", help="Leave the stack up afterwards.")

@@ -16,6 +16,9 @@ from weir.config import KafkaSettings, TopicSettings
 from weir.errors import AccessDenied, MissingPart, NeighbourUnavailable, WeirError
 from weir.kafka_options import client_options, connect
 
+# A worker that starts reads its windows back from these topics: 31 days, labels twice as far. Kafka keeps 7.
+_KEPT = {"retention.ms": str(70 * 86_400_000)}
+
 app = typer.Typer(help="Topics: end offsets, lag; create the missing.", invoke_without_command=True)
 
 
@@ -127,7 +130,15 @@ async def create_missing(settings: KafkaSettings, topics: TopicSettings) -> list
         if not missing:
             return []
         answer = await client.create_topics(
-            [NewTopic(name, topics.partitions, topics.replication_factor) for name in missing]
+            [
+                NewTopic(
+                    name,
+                    topics.partitions,
+                    topics.replication_factor,
+                    topic_configs=_KEPT if name in (topics.transactions, topics.labels) else {},
+                )
+                for name in missing
+            ]
         )
     for name, code, *message in answer.topic_errors:
         kind = for_code(code)
