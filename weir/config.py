@@ -1,7 +1,8 @@
 """Settings: one TOML file and the environment, read once at start, validated, passed down.
 
 The file is `$WEIR_CONFIG`, else `./weir.toml`, else the one that `weir up` writes for its own stack
-(`.weir/run/weir.toml`). `WEIR_<SECTION>_<FIELD>` in the environment wins over the file.
+(`.weir/run/weir.toml`), which also gives the sections that `./weir.toml` does not have.
+`WEIR_<SECTION>_<FIELD>` in the environment wins over the files.
 """
 
 import os
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from weir.errors import ConfigError
 
+OWN_CONFIG = Path("weir.toml")
 EMBEDDED_CONFIG = Path(".weir/run/weir.toml")
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -30,7 +32,7 @@ def config_path() -> Path | None:
         if not path.is_file():
             raise ConfigError(f"WEIR_CONFIG names {path}, which is not a file. Correct it, or unset it.")
         return path
-    return next((path for path in (Path("weir.toml"), EMBEDDED_CONFIG) if path.is_file()), None)
+    return next((path for path in (OWN_CONFIG, EMBEDDED_CONFIG) if path.is_file()), None)
 
 
 def read_config(path: Path | None) -> dict[str, Any]:
@@ -62,7 +64,10 @@ class WeirSettings(BaseModel):
             ConfigError: the first field that is wrong, where it was set and what it must be.
         """
         path = path if path is not None else config_path()
-        table = read_config(path).get(cls.section, {})
+        tables = read_config(path)
+        if path == OWN_CONFIG and cls.section not in tables and EMBEDDED_CONFIG.is_file():
+            path, tables = EMBEDDED_CONFIG, read_config(EMBEDDED_CONFIG)
+        table = tables.get(cls.section, {})
         if not isinstance(table, dict):
             raise ConfigError(f"{path}: [{cls.section}] must be a table.")
         prefix = f"WEIR_{cls.section.upper()}_"

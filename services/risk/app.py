@@ -45,6 +45,7 @@ class RiskApp(BatchApp):
             batch_rows_max=settings.batch_rows_max,
             drain_deadline_s=settings.drain_deadline_s,
             commit_interval_s=settings.commit_interval_s,
+            session_timeout_s=settings.session_timeout_s,
             datadir=str(settings.data_dir),
             web_enabled=settings.web_port is not None,
             web_port=settings.web_port or 6066,

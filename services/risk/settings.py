@@ -48,6 +48,9 @@ class RiskSettings(WeirSettings):
     terminals_max: int = Field(500_000, ge=1000, description="terminals held in memory")
     restore_days: int = Field(31, ge=0, le=400, description="history read at start to fill the windows")
     drain_deadline_s: float = Field(10.0, gt=0, le=300, description="for a rebalance or a stop")
+    session_timeout_s: float = Field(
+        15.0, ge=6, le=300, description="until a silent worker's partitions are given to another"
+    )
     commit_interval_s: float = Field(1.0, gt=0, le=60)
     metrics_host: str = "127.0.0.1"
     metrics_port: Port = 9101

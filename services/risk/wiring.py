@@ -49,7 +49,7 @@ log = get_logger("weir.risk")
 CLIENT_ID = "weir-risk"
 # How long the start waits for the key service before it says so and ends; the supervisor tries again.
 KEYS_DEADLINE_S = 30.0
-# The application has drained before it closes its parts: what is still here waits for a neighbour that is away.
+# The application has drained before it closes its parts: what is left waits for a neighbour that is away.
 CLOSE_DEADLINE_S = 1.0
 
 

@@ -21,8 +21,7 @@ app = BatchApp(
     web_enabled=False,
     datadir="/tmp/weir-copy-worker",
     batch_rows_max=500,
-    broker_session_timeout=6.0,
-    broker_heartbeat_interval=1.0,
+    session_timeout_s=6.0,
     commit_interval_s=0.3,
 )
 out = AtLeastOnce(kafka, client_id=group)

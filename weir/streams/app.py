@@ -48,6 +48,8 @@ class BatchApp(faust.App):
         batch_rows_max: records of one fetch over all partitions; bounds a batch and so its latency.
         batches_waiting_max: batches fetched and not yet taken; beyond it the partition is paused.
         drain_deadline_s: how long a rebalance or a stop waits for batches in flight.
+        commit_interval_s: between commits of finished batches' offsets.
+        session_timeout_s: how long the broker waits for a silent worker before it gives its partitions away.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class BatchApp(faust.App):
         batches_waiting_max: int = 16,
         drain_deadline_s: float = 10.0,
         commit_interval_s: float = 1.0,
+        session_timeout_s: float = 15.0,
         **options: Any,
     ) -> None:
         self.kafka_options = client_options(kafka)
@@ -75,6 +78,9 @@ class BatchApp(faust.App):
             broker=";".join(f"kafka://{server.strip()}" for server in kafka.bootstrap_servers.split(",")),
             broker_max_poll_records=batch_rows_max,
             broker_commit_interval=commit_interval_s,
+            # Until a killed worker's partitions get their next owner; Faust's own default is a minute.
+            broker_session_timeout=session_timeout_s,
+            broker_heartbeat_interval=session_timeout_s / 5,
             consumer_auto_offset_reset="earliest",
             stream_buffer_maxsize=batches_waiting_max,
             # Faust would create topics with its own defaults; `weir topics create` or the bank makes them.
