@@ -4,8 +4,6 @@ PYTHON ?= python3
 ARGS ?=
 
 BIN := .venv/bin
-UV := .weir/boot/bin/uv
-COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -56,7 +54,7 @@ types: | $(BIN)/python ## mypy, strict
 	$(BIN)/mypy
 
 docs: | $(BIN)/python ## Build the site into site/, a warning fails
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: setup ## What a decision costs, against a floor and against peers
 	$(BIN)/python -m bench $(ARGS)
@@ -68,10 +66,7 @@ protos: | $(BIN)/python ## Make the gRPC code of protos/ again
 	$(BIN)/python infra/build/hatch_build.py
 
 lock: setup ## Pin the dependencies anew (ARGS=--upgrade takes the newest)
-	$(COMPILE) $(ARGS) pyproject.toml --all-extras -o requirements/dev.lock
-	$(COMPILE) $(ARGS) requirements/boot.in -o requirements/boot.lock
-	$(COMPILE) $(ARGS) requirements/java.in -o requirements/java.lock
-	$(COMPILE) $(ARGS) requirements/triton.in -o requirements/triton.lock
+	$(BIN)/python -m infra.install.relock $(ARGS)
 
 hooks: setup ## Run lint and types before each commit
 	$(BIN)/pre-commit install

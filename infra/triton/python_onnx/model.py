@@ -16,6 +16,22 @@ import numpy as np  # noqa: E402
 import onnxruntime  # noqa: E402
 import triton_python_backend_utils as pb_utils  # noqa: E402
 
+# The stub is built for numpy 1: with numpy 2 (Python 3.13) its arrays come out empty. There DLPack serves,
+# which in turn crashes it with numpy 1. Text has no DLPack.
+_BY_DLPACK = int(np.__version__.partition(".")[0]) >= 2
+
+
+def _array(request, name: str, of_text: bool) -> np.ndarray:
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    return np.from_dlpack(tensor) if _BY_DLPACK and not of_text else tensor.as_numpy()
+
+
+def _tensor(name: str, values: np.ndarray):
+    values = np.ascontiguousarray(values)
+    if _BY_DLPACK and not values.dtype.hasobject:
+        return pb_utils.Tensor.from_dlpack(name, values)
+    return pb_utils.Tensor(name, values)
+
 
 class TritonPythonModel:
     """One instance of one version of one model."""
@@ -31,7 +47,7 @@ class TritonPythonModel:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         path = os.path.join(args["model_repository"], args["model_version"], "model.onnx")
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        self._inputs = [entry["name"] for entry in config["input"]]
+        self._inputs = {entry["name"]: entry["data_type"] == "TYPE_STRING" for entry in config["input"]}
         self._outputs = [entry["name"] for entry in config["output"]]
         self._batched = config.get("max_batch_size", 0) > 0
 
@@ -46,8 +62,7 @@ class TritonPythonModel:
 
     def _together(self, requests: list) -> list:
         columns = [
-            [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for request in requests]
-            for name in self._inputs
+            [_array(request, name, of_text) for request in requests] for name, of_text in self._inputs.items()
         ]
         wanted = self._outputs
         values = self._session.run(
@@ -62,9 +77,7 @@ class TritonPythonModel:
 
     def _alone(self, request):
         try:
-            feed = {
-                name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs
-            }
+            feed = {name: _array(request, name, of_text) for name, of_text in self._inputs.items()}
             return self._response(
                 request, dict(zip(self._outputs, self._session.run(self._outputs, feed), strict=True))
             )
@@ -74,8 +87,5 @@ class TritonPythonModel:
     @staticmethod
     def _response(request, values: dict):
         return pb_utils.InferenceResponse(
-            [
-                pb_utils.Tensor(name, np.ascontiguousarray(values[name]))
-                for name in request.requested_output_names()
-            ]
+            [_tensor(name, values[name]) for name in request.requested_output_names()]
         )
