@@ -98,13 +98,23 @@ class KafkaSettings(WeirSettings):
     section: ClassVar[str] = "kafka"
 
     bootstrap_servers: str = Field("localhost:9092", description="host:port, comma separated")
-    security_protocol: str = Field("PLAINTEXT", pattern="^(PLAINTEXT|SSL|SASL_PLAINTEXT|SASL_SSL)$")
-    ssl_ca: Path | None = None
-    ssl_certificate: Path | None = None
-    ssl_key: Path | None = None
-    sasl_mechanism: str = Field("SCRAM-SHA-512", pattern="^(PLAIN|SCRAM-SHA-256|SCRAM-SHA-512)$")
-    sasl_username: str | None = None
-    sasl_password: SecretStr | None = None
+    security_protocol: str = Field(
+        "PLAINTEXT",
+        pattern="^(PLAINTEXT|SSL|SASL_PLAINTEXT|SASL_SSL)$",
+        description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL",
+    )
+    ssl_ca: Path | None = Field(
+        None, description="whose certificates are believed (PEM); none takes the system's"
+    )
+    ssl_certificate: Path | None = Field(None, description="our own (PEM), for mutual TLS")
+    ssl_key: Path | None = Field(None, description="its private key (PEM, not encrypted)")
+    sasl_mechanism: str = Field(
+        "SCRAM-SHA-512",
+        pattern="^(PLAIN|SCRAM-SHA-256|SCRAM-SHA-512)$",
+        description="SCRAM-SHA-512, SCRAM-SHA-256 or PLAIN",
+    )
+    sasl_username: str | None = Field(None, description="for SASL_*")
+    sasl_password: SecretStr | None = Field(None, description="for SASL_*; best in WEIR_KAFKA_SASL_PASSWORD")
 
 
 class TopicSettings(WeirSettings):
@@ -112,12 +122,12 @@ class TopicSettings(WeirSettings):
 
     section: ClassVar[str] = "topics"
 
-    transactions: str = "bank.transactions"
-    labels: str = "bank.labels"
-    decisions: str = "weir.decisions"
-    risk_dlq: str = "weir.risk.dlq"
-    partitions: int = Field(4, ge=1, le=10_000)
-    replication_factor: int = Field(1, ge=1, le=16)
+    transactions: str = Field("bank.transactions", description="payments, from the bank")
+    labels: str = Field("bank.labels", description="what came out about them, from the bank")
+    decisions: str = Field("weir.decisions", description="decisions, sealed")
+    risk_dlq: str = Field("weir.risk.dlq", description="dead letters of the risk service, sealed")
+    partitions: int = Field(4, ge=1, le=10_000, description="of a topic that is made")
+    replication_factor: int = Field(1, ge=1, le=16, description="of a topic that is made")
 
 
 class TritonSettings(WeirSettings):
@@ -126,10 +136,12 @@ class TritonSettings(WeirSettings):
     section: ClassVar[str] = "triton"
 
     endpoint: str = Field("localhost:8001", description="host:port of the gRPC service")
-    tls: bool = False
-    ssl_ca: Path | None = None
-    ssl_certificate: Path | None = None
-    ssl_key: Path | None = None
+    tls: bool = Field(False, description="encrypt the connection")
+    ssl_ca: Path | None = Field(
+        None, description="whose certificates are believed (PEM); none takes gRPC's own list"
+    )
+    ssl_certificate: Path | None = Field(None, description="our own (PEM), for mutual TLS")
+    ssl_key: Path | None = Field(None, description="its private key (PEM, not encrypted)")
 
 
 class KeyServiceSettings(WeirSettings):
@@ -138,10 +150,10 @@ class KeyServiceSettings(WeirSettings):
     section: ClassVar[str] = "keys"
 
     endpoint: str = Field("localhost:7443", description="host:port of the gRPC service")
-    tls: bool = True
-    ssl_ca: Path | None = None
-    ssl_certificate: Path | None = None
-    ssl_key: Path | None = None
+    tls: bool = Field(True, description="mutual TLS; false on a loopback endpoint only")
+    ssl_ca: Path | None = Field(None, description="who signed the key service's certificate (PEM)")
+    ssl_certificate: Path | None = Field(None, description="our own (PEM); it names the role")
+    ssl_key: Path | None = Field(None, description="its private key (PEM, not encrypted)")
 
 
 class RegistrySettings(WeirSettings):
@@ -149,16 +161,22 @@ class RegistrySettings(WeirSettings):
 
     section: ClassVar[str] = "registry"
 
-    url: str | None = None
-    username: str | None = None
-    password: SecretStr | None = None
-    ssl_ca: Path | None = None
+    url: str | None = Field(
+        None, description="of a Confluent-compatible registry; none takes schemas/registry.json"
+    )
+    username: str | None = Field(None, description="for basic authentication")
+    password: SecretStr | None = Field(None, description="best in WEIR_REGISTRY_PASSWORD")
+    ssl_ca: Path | None = Field(
+        None, description="whose certificates are believed (PEM); none takes the system's"
+    )
 
 
 class LogSettings(WeirSettings):
-    """[log] or WEIR_LOG_*."""
+    """[log] or WEIR_LOG_*: what every process writes to stderr."""
 
     section: ClassVar[str] = "log"
 
-    format: str = Field("human", pattern="^(human|json)$")
-    level: str = Field("info", pattern="^(debug|info|warning|error)$")
+    format: str = Field("human", pattern="^(human|json)$", description="human or json")
+    level: str = Field(
+        "info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error"
+    )

@@ -21,7 +21,7 @@ class KeysServiceSettings(WeirSettings):
     port: Port = Field(7443, description="gRPC; 0 takes a free one and logs it")
     ssl_ca: Path | None = Field(None, description="who signs clients' certificates (PEM)")
     ssl_certificate: Path | None = Field(None, description="this server's certificate (PEM)")
-    ssl_key: Path | None = None
+    ssl_key: Path | None = Field(None, description="its private key (PEM, not encrypted)")
     insecure_loopback_role: str | None = Field(
         None, description="no TLS: every caller on this machine has this role; for trials on loopback only"
     )
@@ -37,7 +37,7 @@ class KeysServiceSettings(WeirSettings):
         description="an older data key is replaced when a sealer next asks",
     )
     suite: Suite = Field(Suite.AES_256_GCM, description="of new data keys: AES_256_GCM or SM4_GCM")
-    metrics_host: str = "127.0.0.1"
+    metrics_host: str = Field("127.0.0.1", description="address of /metrics and /healthz")
     metrics_port: Port = Field(9103, description="/metrics and /healthz")
 
     @field_validator("suite", mode="before")

@@ -25,13 +25,13 @@ class LedgerSettings(WeirSettings):
     )
     ssl_ca: Path | None = Field(None, description="MySQL only: whom to believe")
     ssl_certificate: Path | None = Field(None, description="MySQL only: the ledger's own, for mutual TLS")
-    ssl_key: Path | None = None
+    ssl_key: Path | None = Field(None, description="its private key")
     group: str = Field("weir-ledger", min_length=1, description="the consumer group")
     batch_rows_max: int = Field(2000, ge=1, le=20_000, description="records of one database transaction")
     busy_timeout_ms: int = Field(2000, ge=0, le=60_000, description="SQLite only: then the back-off begins")
     retry_s_max: float = Field(5.0, gt=0, le=60, description="longest pause between attempts")
-    metrics_host: str = "127.0.0.1"
-    metrics_port: Port = 9102
+    metrics_host: str = Field("127.0.0.1", description="address of /metrics and /healthz")
+    metrics_port: Port = Field(9102, description="/metrics and /healthz")
 
     @field_validator("url")
     @classmethod

@@ -51,8 +51,8 @@ class RiskSettings(WeirSettings):
     session_timeout_s: float = Field(
         15.0, ge=6, le=300, description="until a silent worker's partitions are given to another"
     )
-    commit_interval_s: float = Field(1.0, gt=0, le=60)
-    metrics_host: str = "127.0.0.1"
-    metrics_port: Port = 9101
+    commit_interval_s: float = Field(1.0, gt=0, le=60, description="between commits of finished offsets")
+    metrics_host: str = Field("127.0.0.1", description="address of /metrics and /healthz")
+    metrics_port: Port = Field(9101, description="/metrics and /healthz")
     web_port: Port | None = Field(None, description="Faust's own web views; None leaves them off")
     data_dir: Path = Field(Path(".weir/data/risk"), description="Faust's working folder")
