@@ -50,44 +50,50 @@ def model_card(about: Mapping[str, Any]) -> str:
         if weight > 0
     )
     unused = ", ".join(f"`{name}`" for name, weight in trained["importance"].items() if weight == 0)
+    test, width = metrics["test"], len(about["features"])
+    a, b, c = (f"{calibration[name]:.4f}" for name in "abc")
+    rows, frauds = ({**trained[kind], "test": test[kind]} for kind in ("rows", "frauds"))
+    windows = "\n".join(
+        f"| {name} | {split[name]} | {rows[name]:,} | {frauds[name]:,} |"
+        for name in ("train", "validation", "test")
+    )
     return f"""\
 # {about["name"]}, version {about["version"]}
 
 Scores a payment for fraud. The logit is a base plus one contribution of each feature, so its reasons are
-exact: `logit = base_logit + sum(contributions)`. The contributions are Shapley values against the training
-rows.
+exact: `logit = base_logit + sum(contributions)`. Contributions are Shapley values against the training rows.
 
 | | |
 |---|---|
-| Input | `features` float32 [n, {len(about["features"])}], in the order of model.json; feature spec
-`{about["feature_spec"]}` | | Outputs | `logit` [n, 1], `probability` [n, 1] (calibrated), `contributions` [n,
-{len(about["features"])}], float32 | | Base logit | {about["base_logit"]:.4f} | | Calibration | sigmoid(a ln p
-- b ln(1 - p) + c) of p = sigmoid(logit): a {calibration["a"]:.4f}, b {calibration["b"]:.4f}, c
-{calibration["c"]:.4f} | | Kind | boosted trees of one feature each, and of these pairs: {pairs} |
+| Input | `features` float32 [n, {width}], in the order of model.json |
+| Feature spec | `{about["feature_spec"]}` |
+| Outputs, float32 | `logit` [n, 1], `probability` [n, 1] (calibrated), `contributions` [n, {width}] |
+| Base logit | {about["base_logit"]:.4f} |
+| Calibration | sigmoid(a ln p - b ln(1 - p) + c), p = sigmoid(logit); a {a}, b {b}, c {c} |
+| Kind | boosted trees of one feature each, and of pairs: {pairs} |
 
 ## Data
 
-{trained["origin"]} {data["rows"]:,} payments of {data["accounts"]:,} accounts, {data["frauds"]:,} of them
-reported as fraud, {data["first_day"]} to {data["last_day"]}. SHA-256 over the columns:
+Origin: {trained["origin"]}.
+
+{data["rows"]:,} payments of {data["accounts"]:,} accounts, {data["first_day"]} to {data["last_day"]};
+{data["frauds"]:,} of them were reported as fraud. SHA-256 over the columns:
 `{data["fingerprint"]}`.
 
 | window | days | rows | frauds |
 |---|---|---|---|
-| train | {split["train"]} | {trained["rows"]["train"]:,} | {trained["frauds"]["train"]:,} |
-| validation (rounds, pairs, calibration) | {split["validation"]} | {trained["rows"]["validation"]:,} |
-{trained["frauds"]["validation"]:,} | | test | {split["test"]} | {metrics["test"]["rows"]:,} |
-{metrics["test"]["frauds"]:,} |
+{windows}
 
-Between the windows lie {trained["label_delay_days"]} days, in which labels come in. What was not reported
-when the test began was not known to the fit. Accounts with a fraud reported before a test day are left out of
-that day.
+The validation chose the number of rounds and the pairs, and fitted the calibration. Between the windows lie
+{trained["label_delay_days"]} days, in which labels come in. What was not reported when the test began was not
+known to the fit. Accounts with a fraud reported before a test day are left out of that day.
 
 ## Figures on the later week
 
 {figures_table(reports)}
 
-In brackets the 95 % interval over {metrics["test"]["bootstrap"]["draws"]} resamplings of whole accounts. All
-three were measured on the same rows.
+In brackets the 95 % interval over {test["bootstrap"]["draws"]} resamplings of whole accounts. All three were
+measured on the same rows.
 
 ## What it looks at
 
@@ -101,12 +107,11 @@ Not used: {unused or "none"}.
 
 ## Limits
 
-- It was trained on {trained["origin_short"]}. Before it decides on a bank's payments, train it on that bank's
-  events with the same command, and compare the figures.
-- A label that nobody reports is taken for an honest payment, in training and in these figures.
-- Calibration holds for the share of fraud of the validation week; watch it, and calibrate again when it
-moves. - No feature says who a person is; amounts and habits may still differ between groups, which is not
-measured here.
+- It knows the payments it was trained on. Before it decides on a bank's, train it on that bank's events with
+  the same command, and compare the figures.
+- A fraud that nobody reports is taken for an honest payment, in training and in these figures.
+- Calibration holds for the share of fraud of the validation week; watch it, and train again when it moves.
+- No feature says who a person is; habits may still differ between groups: that is not measured here.
 
 ## Make it again
 
@@ -114,6 +119,6 @@ measured here.
 {trained["command"]}
 ```
 
-Code {trained["code_version"]}, seed {trained["seed"]}. The same data, code and seed give the same model.onnx,
-to the byte: `{about["sha256"]}`.
+Code {trained["code_version"]}. The same data, code, settings and seed give the same model.onnx, to the byte:
+`{about["sha256"]}`.
 """

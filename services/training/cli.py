@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -54,6 +53,9 @@ def train_risk(
     version: Annotated[str | None, typer.Option(help="Version to write; default the next one.")] = None,
     seed: Seed = 7,
     quick: Quick = False,
+    origin: Annotated[
+        str | None, typer.Option(help="What the data is and where it comes from, for the model card.")
+    ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Write over a version that exists.")] = False,
     repository: Repository = None,
     as_json: AsJson = False,
@@ -73,7 +75,8 @@ def train_risk(
             ModelRepository(repository or settings.repository),
             version=version,
             replace=replace,
-            command=_command(),
+            command=_command(data, seed, quick),
+            origin=origin,
             honest_max=settings.honest_rows_max,
             draws=settings.bootstrap_draws,
             created=datetime.now(UTC).date().isoformat(),
@@ -239,10 +242,10 @@ def _scorer(
     return home.open("risk", model, features=table.features)
 
 
-def _command() -> str:
-    """The command line as a person would type it again."""
-    words = sys.argv[1:] if "train" in sys.argv[1:2] else ["train", *sys.argv[1:]]
-    return shlex.join(["weir", *words])
+def _command(data: Path, seed: int, quick: bool) -> str:
+    """What a person would type to make the same model again."""
+    words = ["weir", "train", "risk", "--data", str(data), "--seed", str(seed)]
+    return shlex.join(words + ["--quick"] * quick)
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-import weir.features
 from services.training import evaluate
 from services.training.additive import AdditiveModel, Floats32
 from services.training.baselines import Logistic, ModelScorer, Scorer, SimpleRule
@@ -20,11 +19,12 @@ from services.training.export import to_onnx
 from services.training.fit import Plan, Recipe, Rows, calibrate, grow, plan
 from services.training.repository import ModelRepository
 from services.training.split import Bools, Split, Window, without_known_cards
+from weir.features import payments
 from weir.features.payments import DEFAULT, FEATURES, FeatureSpec
 
 _ORIGINS = {
-    "weir": "Events in Weir's own layout (`weir simulate`, or a bank's export).",
-    "handbook": "Events in the layout of the Fraud Detection Handbook.",
+    "weir": "events in Weir's own layout",
+    "handbook": "events in the layout of the Fraud Detection Handbook",
 }
 
 
@@ -113,6 +113,7 @@ def train_risk(
     version: str | None,
     replace: bool,
     command: str,
+    origin: str | None = None,
     honest_max: int,
     draws: int,
     spec: FeatureSpec = DEFAULT,
@@ -122,7 +123,8 @@ def train_risk(
 
     Args:
         version: a number, or None for the next one.
-        command: how it was called, for model.json and the card.
+        command: how to make it again, for model.json and the card.
+        origin: what the data is, for the same; None to say its layout.
         created: date of the training, ISO 8601.
     Raises:
         TrainingError: the data cannot give a model, or the version exists. OSError: nothing was written.
@@ -155,8 +157,7 @@ def train_risk(
             "code_version": code_version(),
             "seed": recipe.seed,
             "recipe": recipe.as_dict(),
-            "origin": _ORIGINS[events.origin],
-            "origin_short": f"the data named above, fingerprint {events.fingerprint[:12]}",
+            "origin": origin or _ORIGINS[events.origin],
             "data": {
                 "layout": events.origin,
                 "fingerprint": events.fingerprint,
@@ -190,9 +191,9 @@ def train_risk(
 
 
 def code_version() -> str:
-    """The package's version, and a hash of the code that makes features and models."""
-    digest = hashlib.sha256()
-    for folder in (Path(__file__).parent, Path(weir.features.__file__).parent):
-        for path in sorted(folder.glob("*.py")):
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    """The package's version, and a hash of the code that a model's values depend on."""
+    here = Path(__file__).parent
+    paths = [here / f"{name}.py" for name in ("additive", "data", "export", "fit", "split")]
+    paths += sorted(Path(payments.__file__).parent.glob("*.py"))
+    digest = hashlib.sha256(b"".join(path.name.encode() + b"\0" + path.read_bytes() for path in paths))
     return f"{package_version('weir')}+{digest.hexdigest()[:12]}"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -313,6 +314,15 @@ def test_calibration_repairs_a_shifted_share_of_fraud():
     assert np.average(calibrated.probability(twice.x), weights=twice.weight) == pytest.approx(share, rel=0.02)
     order = np.argsort(model.logit(later.x))
     assert (np.diff(calibrated.probability(later.x)[order]) >= -1e-12).all()
+
+
+def test_a_feature_left_out_is_in_no_table():
+    rows = toy(6000, 1, product=2)
+    recipe = replace(QUICK, left_out=("b",))
+    model = grow(rows, ABC, plan(rows, toy(6000, 2, product=2), ABC, recipe), recipe)
+    assert model.tables
+    assert all(1 not in table.features for table in model.tables)
+    assert (model.contributions(rows.x)[:, 1] == 0).all()
 
 
 def test_thinned_honest_rows_weigh_for_those_left_out():
