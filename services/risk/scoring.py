@@ -11,7 +11,7 @@ from services.risk.decide import ModelRef, Scores
 from services.risk.reading import ReadBatch
 from services.risk.writing import Scored
 from weir.errors import ConfigError, IntegrityError, MissingPart
-from weir.features.payments import FEATURES
+from weir.features.payments import DEFAULT, FEATURES
 from weir.inference.client import ModelClient
 from weir.inference.errors import CircuitOpen, ModelRejected, ModelUnavailable
 from weir.obs.log import get_logger
@@ -57,6 +57,11 @@ class ServedModel:
         if model.features != FEATURES:
             raise ConfigError(
                 f"{path}: the model has other features than this version of Weir computes. Train it again."
+            )
+        if model.feature_spec != DEFAULT.id:
+            raise ConfigError(
+                f"{path}: the model was trained on features of spec {model.feature_spec}, and this version of "
+                f"Weir computes {DEFAULT.id}: other windows or another delay. Train it again."
             )
         return model
 
