@@ -60,7 +60,7 @@ class ServedModel:
             )
         if model.feature_spec != DEFAULT.id:
             raise ConfigError(
-                f"{path}: the model was trained on features of spec {model.feature_spec}, and this version of "
+                f"{path}: the model was trained on feature spec {model.feature_spec}, this version of "
                 f"Weir computes {DEFAULT.id}: other windows or another delay. Train it again."
             )
         return model
