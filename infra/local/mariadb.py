@@ -89,6 +89,24 @@ def _trouble(found: MariaDb) -> str | None:
     return None if "MariaDB" in done.stdout else "not MariaDB"
 
 
+@dataclass(frozen=True, slots=True)
+class MariaDbTls:
+    """TLS, required of every caller; files are PEM. With `client_ca` a caller's certificate must be of it."""
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+
+    def arguments(self) -> list[str]:
+        """The server's flags."""
+        flags = [
+            f"--ssl-cert={self.certificate}",
+            f"--ssl-key={self.key}",
+            "--require-secure-transport=ON",
+        ]
+        return [*flags, f"--ssl-ca={self.client_ca}"] if self.client_ca else flags
+
+
 class MariaDbServer(LocalServer):
     """One MariaDB with one database and one user, over TCP on the loopback interface.
 
@@ -96,13 +114,17 @@ class MariaDbServer(LocalServer):
         data_dir: tables and the user's password (readable by its owner alone); made at the first start.
         log_path: what the server prints.
         port: 0 chooses a free one.
+        tls: None leaves the connection in the clear. With its `client_ca` the user needs a certificate too.
     """
 
     name: ClassVar[str] = "mariadb"
 
-    def __init__(self, data_dir: Path, log_path: Path, *, port: int = 0) -> None:
+    def __init__(
+        self, data_dir: Path, log_path: Path, *, port: int = 0, tls: MariaDbTls | None = None
+    ) -> None:
         super().__init__(log_path)
         self.data_dir = data_dir
+        self.tls = tls
         self.port = port or free_port()
 
     @property
@@ -130,6 +152,7 @@ class MariaDbServer(LocalServer):
         shutil.rmtree(tables, ignore_errors=True)  # what an interrupted start left
         tables.mkdir(parents=True)
         password = secrets.token_urlsafe(24)
+        mutual = " REQUIRE X509" if self.tls and self.tls.client_ca else ""
         statements = [
             "CREATE DATABASE IF NOT EXISTS mysql;",
             "USE mysql;",
@@ -142,7 +165,7 @@ class MariaDbServer(LocalServer):
             # The server starts this way without its tables of rights; they are there now.
             "FLUSH PRIVILEGES;",
             f"CREATE DATABASE {DATABASE} CHARACTER SET utf8mb4;",
-            f"CREATE USER '{USER}'@'{LOOPBACK}' IDENTIFIED BY '{password}';",
+            f"CREATE USER '{USER}'@'{LOOPBACK}' IDENTIFIED BY '{password}'{mutual};",
             f"GRANT ALL ON *.* TO '{USER}'@'{LOOPBACK}';",
             "DROP USER IF EXISTS root@localhost;",
             "",
@@ -185,6 +208,7 @@ class MariaDbServer(LocalServer):
             f"--pid-file={self.data_dir / 'mariadb.pid'}",
             "--skip-name-resolve",
             "--skip-log-bin",
+            *(self.tls.arguments() if self.tls else []),
         ]
 
     def probe(self) -> str | None:

@@ -15,6 +15,7 @@ from typing import ClassVar, Literal
 import grpc
 
 from infra.local import layout
+from infra.local.pki import Identity
 from infra.local.ports import LOOPBACK, free_port, require_free
 from infra.local.server import LocalServer
 from weir.errors import ConfigError, MissingPart
@@ -27,11 +28,16 @@ _READY_ANSWER = b"\x08\x01"  # ServerReadyResponse{ready: true}
 
 @dataclass(frozen=True, slots=True)
 class TritonTls:
-    """TLS on the gRPC port; files are PEM. With `client_ca` a caller must show a certificate signed by it."""
+    """TLS on the gRPC port; files are PEM. With `client_ca` a caller must show a certificate signed by it.
+
+    `caller` is what the probe for readiness shows then; None shows the server's own, which a certificate
+    for servers alone is not good for.
+    """
 
     certificate: Path
     key: Path
     client_ca: Path | None = None
+    caller: Identity | None = None
 
     def arguments(self) -> list[str]:
         """The server's flags."""
@@ -158,11 +164,15 @@ class TritonServer(LocalServer):
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
         if self.tls is None:
             return grpc.insecure_channel(self.endpoint, options=options)
-        own = self.tls.client_ca is not None
+        tls, roots = self.tls, self.tls.certificate.read_bytes()
+        caller = None
+        if tls.client_ca is not None:
+            caller = tls.caller or Identity(tls.certificate, tls.key)
+            roots += tls.client_ca.read_bytes()
         credentials = grpc.ssl_channel_credentials(
-            root_certificates=self.tls.certificate.read_bytes(),
-            private_key=self.tls.key.read_bytes() if own else None,
-            certificate_chain=self.tls.certificate.read_bytes() if own else None,
+            root_certificates=roots,
+            private_key=caller.key.read_bytes() if caller else None,
+            certificate_chain=caller.certificate.read_bytes() if caller else None,
         )
         return grpc.secure_channel(self.endpoint, credentials, options=options)
 
