@@ -39,9 +39,10 @@ async def copy(stream):
         if seek_back_at is not None and batch.offset_last >= seek_back_at:
             seek_back_at = None
             await app.consumer.seek(TP(source, batch.partition), 0)
-        await out.enqueue(
-            [taken], [Output(target, batch.partition, batch.keys, batch.values, [[]] * len(batch))]
+        copy_of = Output(
+            target, batch.partition, batch.keys, batch.values, [[]] * len(batch), batch.timestamps_ms
         )
+        await out.enqueue([taken], [copy_of])
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from aiokafka import AIOKafkaProducer
@@ -16,14 +16,18 @@ from weir.streams.app import TakenBatch
 
 @dataclass(frozen=True)
 class Output:
-    """Records for one partition of one topic, in order; the columns are of one length."""
+    """Records for one partition of one topic, in order; the columns are of one length.
+
+    timestamps_ms: one a record or one for all, ms since the epoch. Retention goes by them: a record that is
+        stamped with the past is deleted as if it were that old.
+    """
 
     topic: str
     partition: int
     keys: Sequence[bytes | None]
     values: Sequence[bytes]
     headers: Sequence[Sequence[tuple[str, bytes]]]
-    timestamps_ms: Sequence[int] | int = field(default=0)
+    timestamps_ms: Sequence[int] | int
 
 
 class Delivery(Protocol):
