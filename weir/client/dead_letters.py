@@ -223,13 +223,13 @@ class DeadLetters:
 async def replay(letters: AsyncIterable[DeadLetter], kafka: KafkaSettings) -> int:
     """How many originals were put back: same topic, partition, key, value and headers, and one header more.
 
-    `weir.replayed-from` says where the dead letter stands. Twice is safe: an event has one decision id.
+    `weir.replayed-from` says where the dead letter stands. Twice is safe: an event has one decision id. What
+    `letters` raises is raised too; in each case what came before is replayed.
 
     Raises:
         MissingPart, AccessDenied: no such topic, or no permission.
         ConfigError: the topic has fewer partitions than it had.
         NeighbourUnavailable: no acknowledgement.
-        What `letters` raises. In each case what came before is replayed.
     """
     producer = AIOKafkaProducer(**client_options(kafka), enable_idempotence=True, acks="all")
     await connect(producer, kafka)

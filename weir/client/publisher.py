@@ -90,10 +90,8 @@ class Publisher:
     async def publish_many(self, transactions: Iterable[Transaction] | AsyncIterable[Transaction]) -> int:
         """How many transactions were published, every one acknowledged; many are under way at a time.
 
-        One account's transactions keep their order.
-
-        Raises:
-            As `publish` does, on the first that fails; those already sent stay published.
+        One account's transactions keep their order. Raises as `publish` does, on the first that fails; those
+        already sent stay published.
         """
         topic = self._topics.transactions
         waiting: deque[asyncio.Future[Any]] = deque()
