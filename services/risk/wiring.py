@@ -10,7 +10,7 @@ from decimal import Decimal
 from types import SimpleNamespace
 
 import numpy as np
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Counter
 
 from services.risk.decide import Scores
 from services.risk.pipeline import Pipeline
@@ -94,9 +94,19 @@ class Worker:
 class LabelReading:
     """Lets labels enter the windows; what is not a label is counted and left out."""
 
-    def __init__(self, reader: LabelReader, schema_id: int, state: PaymentState, hash_key: bytes) -> None:
+    def __init__(
+        self,
+        reader: LabelReader,
+        schema_id: int,
+        state: PaymentState,
+        hash_key: bytes,
+        registry: CollectorRegistry,
+    ) -> None:
         self._reader, self._schema_id, self._state, self._hash_key = reader, schema_id, state, hash_key
-        self.refused_total = 0
+        labels = Counter(
+            "weir_labels_total", "Labels, learnt or refused.", ["service", "result"], registry=registry
+        )
+        self._learnt, self._refused = labels.labels("risk", "learnt"), labels.labels("risk", "refused")
 
     def __call__(self, values: list[bytes | None]) -> None:
         """Learn from one batch."""
@@ -107,8 +117,8 @@ class LabelReading:
         sound &= (columns.strings["account_id"].length > 0) & (columns.strings["terminal_id"].length > 0)
         refused = len(poison) + int(np.count_nonzero(~sound))
         if refused:
-            self.refused_total += refused
-            log.warning("labels_refused", row_count=refused, total=self.refused_total)
+            self._refused.inc(refused)
+            log.warning("labels_refused", row_count=refused)
         columns = columns.take(np.flatnonzero(sound))
         self._state.learn(
             Labels(
@@ -119,6 +129,7 @@ class LabelReading:
                 is_fraud=columns.ints["is_fraud"].astype(np.bool_),
             )
         )
+        self._learnt.inc(columns.row_count)
 
 
 _NEVER_MS = 7_258_118_400_000
@@ -217,7 +228,9 @@ async def open_worker(
             now_ms=now_ms,
         )
         stack.push_async_callback(pipeline.close, CLOSE_DEADLINE_S)
-        labels = LabelReading(LabelReader(registry.known), ids["label"], state, pseudonymizer.hash_key)
+        labels = LabelReading(
+            LabelReader(registry.known), ids["label"], state, pseudonymizer.hash_key, metrics.registry
+        )
         yield Worker(pipeline, reading, state, policy, client, labels)
 
 
