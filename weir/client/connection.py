@@ -98,9 +98,10 @@ def as_weir(error: BaseException, settings: KafkaSettings, topic: str) -> WeirEr
     if isinstance(error, UnknownTopicOrPartitionError):
         return TopicMissing(topic, settings)
     if isinstance(error, GroupAuthorizationFailedError):
+        group = str(error.args[0]) if error.args else "of that name"
         return AccessDenied(
             f"Kafka at {settings.bootstrap_servers} does not let {settings.sasl_username or 'this client'} "
-            f"join that consumer group on {topic}. Take a group that it may use."
+            f"use consumer group {group} on {topic}. Take a group that it may use, or ask for the permission."
         )
     if isinstance(error, _DENIALS):
         return TopicDenied(topic, settings)

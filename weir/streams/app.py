@@ -64,7 +64,7 @@ class BatchApp(faust.App):
         session_timeout_s: float = 15.0,
         **options: Any,
     ) -> None:
-        self.kafka_options = client_options(kafka)
+        self.kafka_settings, self.kafka_options = kafka, client_options(kafka)
         self.batch_topics: set[str] = set()
         # A bank's producer may be transactional; what it aborted must not be decided on.
         self.isolation_level = "read_committed"

@@ -6,11 +6,12 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError
+from aiokafka.errors import for_code
+from aiokafka.protocol.metadata import MetadataRequest
 
+from weir.client.connection import one_line
 from weir.config import KafkaSettings
-from weir.errors import MissingPart, NeighbourUnavailable
-from weir.kafka_options import client_options
+from weir.kafka_options import client_options, connect
 from weir.streams.batch import RecordBatch
 
 _POLL_MS = 500
@@ -25,13 +26,7 @@ async def _open(settings: KafkaSettings, client_id: str) -> AIOKafkaConsumer:
         auto_offset_reset="earliest",
         isolation_level="read_committed",
     )
-    try:
-        await consumer.start()
-    except KafkaError as error:
-        await consumer.stop()
-        raise NeighbourUnavailable(
-            f"Kafka at {settings.bootstrap_servers}: {error}. Try `weir doctor kafka`."
-        ) from error
+    await connect(consumer, settings)
     return consumer
 
 
@@ -39,26 +34,31 @@ async def partitions(consumer: AIOKafkaConsumer, topic: str) -> list[TopicPartit
     """The partitions of `topic`, in order.
 
     Raises:
-        MissingPart: there is no such topic.
+        KafkaError: the topic does not exist, or not for this client; `one_line` puts it into words.
     """
-    # A consumer without an assignment knows no topic, and aiokafka's own lookup would try to create this one.
-    cluster = await consumer._client.fetch_all_metadata()
-    found = cluster.partitions_for_topic(topic)
-    if not found:
-        raise MissingPart(f"Topic {topic} does not exist. Run `weir topics create`, or correct [topics].")
-    return [TopicPartition(topic, partition) for partition in sorted(found)]
+    client = consumer._client
+    # By name: among all topics a forbidden one would only be missing. aiokafka's own lookup would create it.
+    request = MetadataRequest([topic], allow_auto_topic_creation=False)
+    (found,) = (await client.send(client.get_random_node(), request)).to_object()["topics"]
+    if found["error_code"]:
+        raise for_code(found["error_code"])(topic)
+    return [TopicPartition(topic, number) for number in sorted(p["partition"] for p in found["partitions"])]
 
 
 async def partition_counts(settings: KafkaSettings, topics: list[str], client_id: str) -> dict[str, int]:
     """How many partitions each topic has.
 
     Raises:
-        MissingPart: a topic does not exist.
-        NeighbourUnavailable: no broker answered.
+        TopicMissing, TopicDenied: the first topic that does not exist, or not for this client.
+        NeighbourUnavailable, AccessDenied: no broker takes this client.
     """
     consumer = await _open(settings, client_id)
     try:
-        return {topic: len(await partitions(consumer, topic)) for topic in topics}
+        counts = {}
+        for topic in topics:
+            with one_line(settings, topic):
+                counts[topic] = len(await partitions(consumer, topic))
+        return counts
     finally:
         await consumer.stop()
 
@@ -67,7 +67,7 @@ async def committed_offsets(settings: KafkaSettings, group: str) -> dict[tuple[s
     """The offsets that a consumer group has committed, by topic and partition."""
     options = client_options(settings)
     admin = AIOKafkaAdminClient(**options, client_id=f"{group}-offsets")
-    await admin.start()
+    await connect(admin, settings)
     try:
         offsets = await admin.list_consumer_group_offsets(group)
     finally:
@@ -126,7 +126,8 @@ class Broadcast:
         """Batches without end; stop by cancelling, or by closing the generator."""
         consumer = await _open(self._settings, self._client_id)
         try:
-            tps = await partitions(consumer, self._topic)
+            with one_line(self._settings, self._topic):
+                tps = await partitions(consumer, self._topic)
             consumer.assign(tps)
             starts = await consumer.offsets_for_times(dict.fromkeys(tps, self._since_ms))
             ends: dict[TopicPartition, int] = await consumer.end_offsets(tps)

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
 
+from weir.client.connection import one_line
 from weir.config import KafkaSettings
-from weir.errors import NeighbourUnavailable
-from weir.kafka_options import client_options
+from weir.kafka_options import client_options, connect
 from weir.streams.app import TakenBatch
 
 
@@ -67,16 +66,10 @@ class AtLeastOnce:
         """Connect to the brokers.
 
         Raises:
-            NeighbourUnavailable: no broker answered.
+            NeighbourUnavailable, AccessDenied: no broker takes this client.
         """
         producer = AIOKafkaProducer(**client_options(self._settings), **self._options)
-        try:
-            await producer.start()
-        except KafkaError as error:
-            await producer.stop()
-            raise NeighbourUnavailable(
-                f"Kafka at {self._settings.bootstrap_servers}: {error}. Try `weir doctor kafka`."
-            ) from error
+        await connect(producer, self._settings)
         self._producer = producer
 
     async def partition_count(self, topic: str) -> int:
@@ -85,17 +78,29 @@ class AtLeastOnce:
         return len(await self._producer.partitions_for(topic))
 
     async def enqueue(self, taken: Sequence[TakenBatch], outputs: Sequence[Output]) -> "asyncio.Future[None]":
-        """Send each output as whole produce batches to its partition, in order."""
-        sent: list[asyncio.Future[Any]] = []
+        """Send each output as whole produce batches to its partition, in order.
+
+        Raises, as the task that it returns does:
+            TopicDenied, TopicMissing: a topic of the outputs is not for this client.
+            NeighbourUnavailable: no broker took a batch in time; the input is not finished.
+        """
+        sent: list[tuple[str, asyncio.Future[Any]]] = []
         for output in outputs:
-            sent.extend(await self.publish(output))
+            with one_line(self._settings, output.topic):
+                sent.extend((output.topic, future) for future in await self.publish(output))
         task = asyncio.ensure_future(self._finish(taken, sent))
         self._waiting.add(task)
         task.add_done_callback(self._waiting.discard)
         return task
 
-    async def _finish(self, taken: Sequence[TakenBatch], sent: Sequence["asyncio.Future[Any]"]) -> None:
-        await asyncio.gather(*sent)
+    async def _finish(
+        self, taken: Sequence[TakenBatch], sent: Sequence[tuple[str, "asyncio.Future[Any]"]]
+    ) -> None:
+        answers = await asyncio.gather(*(future for _, future in sent), return_exceptions=True)
+        for (topic, _), answer in zip(sent, answers, strict=True):
+            if isinstance(answer, BaseException):
+                with one_line(self._settings, topic):
+                    raise answer
         for each in taken:
             each.finish()
 

@@ -11,13 +11,19 @@ from typing import Any, ClassVar, cast
 
 import aiokafka
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from aiokafka.errors import KafkaError
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, Message
 from faust.types.tuples import ConsumerMessage
+from mode import Service
 from mode.utils.futures import notify
 
+from weir.client.connection import as_weir
 from weir.streams._offsets import PartitionOffsets
 from weir.streams.batch import RecordBatch
+
+# How soon a worker that may not join its group hears of it.
+_GROUP_CHECK_S = 1.0
 
 
 class BatchConsumerThread(driver.AIOKafkaConsumerThread):
@@ -50,6 +56,18 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):
             metadata_max_age_ms=conf.consumer_metadata_max_age_ms,
         )
 
+    async def check_group(self) -> None:
+        """Raise what membership in the group has met.
+
+        Faust fetches past aiokafka's `getmany`, which would raise it: a worker that may not join its group
+        would wait for partitions forever, without a word.
+        """
+        if self._consumer is not None:
+            await self.call_thread(self._check_group, self._consumer)
+
+    async def _check_group(self, consumer: aiokafka.AIOKafkaConsumer) -> None:
+        consumer._coordinator.check_errors()
+
 
 class BatchConsumer(driver.Consumer):
     """Hands out record batches, and commits the offset after a batch's last record once it is finished."""
@@ -69,7 +87,11 @@ class BatchConsumer(driver.Consumer):
         timeout: float,  # noqa: ASYNC109 - Faust's signature
     ) -> AsyncIterator[tuple[TP, Message]]:
         """One message a batch partition, then the records of the other topics one by one."""
-        records, active = await self._wait_next_records(timeout)
+        try:
+            records, active = await self._wait_next_records(timeout)
+        except KafkaError as error:
+            self._give_up_on(error)
+            return
         generation = self.app.consumer_generation_id
         if records is None or self.should_stop:
             return
@@ -86,6 +108,23 @@ class BatchConsumer(driver.Consumer):
                 if self._is_batch(tp):
                     self._batches.setdefault(tp, PartitionOffsets()).deliver(id(message), message.offset + 1)
                 yield tp, message
+
+    @Service.timer(_GROUP_CHECK_S)
+    async def _watch_group(self) -> None:
+        try:
+            await cast(BatchConsumerThread, self._thread).check_group()
+        except KafkaError as error:
+            self._give_up_on(error)
+
+    def _give_up_on(self, error: KafkaError) -> None:
+        """End the worker for what waiting does not mend; say the rest, and try again."""
+        app = cast(Any, self.app)
+        topic = next((name for name in error.args if name in app.batch_topics), min(app.batch_topics))
+        said = as_weir(error, app.kafka_settings, topic)
+        if said.retriable:
+            self.log.warning("%s", said)
+        else:
+            app.give_up(said)
 
     def _messages(self, records: Mapping[TP, list[Any]]) -> Iterator[tuple[TP, Message]]:
         singles: dict[TP, list[Any]] = {}
