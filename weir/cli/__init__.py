@@ -16,6 +16,8 @@ _MACHINE_ERRORS = frozenset({"ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EM
 
 def main() -> int:
     """Run the command line of this process; the exit code is one of `weir.errors.ExitCode`."""
+    # gRPC's core writes lines of its own to stderr; it reads this when it is first imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         return _run()
     except KeyboardInterrupt:

@@ -21,6 +21,7 @@ from weir.errors import (
     NeighbourUnavailable,
     WeirError,
 )
+from weir.grpc_words import cause
 
 CALL_TIMEOUT_S = 5.0
 
@@ -136,6 +137,8 @@ class KeyServiceClient:
             return await call(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             code, text = error.code(), error.details() or error.code().name
+            if code is grpc.StatusCode.UNAVAILABLE:
+                text = cause(text)
         except asyncio.InvalidStateError as error:
             raise KeyServiceAway(self.endpoint, "the connection was closed") from error
         if code in _AWAY:

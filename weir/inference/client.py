@@ -21,6 +21,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from weir.config import TritonSettings
+from weir.grpc_words import cause as in_words
 from weir.inference._breaker import Breaker, Circuit
 from weir.inference._channel import credentials, open_channel
 from weir.inference._retry import Deadline, RetryBudget, backoff_s
@@ -315,7 +316,7 @@ class ModelClient:
             self._metrics.circuit(int(self._breaker.state))
 
     def _error(self, error: grpc.aio.AioRpcError, deadline: Deadline) -> ModelRejected | ModelUnavailable:
-        cause = f"{error.code().name.lower()}: {_first_line(error.details())}"
+        cause = f"{error.code().name.lower()}: {in_words(error.details())}"
         if error.code() in _REJECTIONS:
             return self._rejected(cause)
         return ModelUnavailable(self.model, self.endpoint, deadline.waited_s(), cause)
@@ -338,8 +339,3 @@ class ModelClient:
         if self._channel is None:
             self._channel = open_channel(self.endpoint, self._credentials)
         return self._channel
-
-
-def _first_line(text: str | None, most: int = 160) -> str:
-    lines = (text or "").splitlines()
-    return lines[0][:most] if lines else "no detail"
