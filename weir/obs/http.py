@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
 
-from weir.errors import ConfigError, WeirError
+from weir.errors import ConfigError, ExitCode, WeirError
 
 _REQUEST_BYTES_MAX = 8192
 _REQUEST_DEADLINE_S = 5.0
@@ -26,6 +26,9 @@ Ready = Callable[[], Awaitable[dict[str, Any]] | dict[str, Any]]
 
 class PortTaken(ConfigError):
     """Another process listens where this one is told to."""
+
+    # A supervisor's next try may find it free.
+    exit_code = ExitCode.UNAVAILABLE
 
     def __init__(self, host: str, port: int) -> None:
         self.host, self.port = host, port
