@@ -75,7 +75,7 @@ class Recipe:
     leaf_rows_min: int = 30
     bins: int = 255
     bins_pair: int = 32
-    pairs_max: int = 8
+    pairs_max: int = 16
     # Rising functions of another feature: trees gain nothing from them, and reasons would be torn in two.
     left_out: tuple[str, ...] = ("amount_log",)
 

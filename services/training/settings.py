@@ -16,11 +16,16 @@ class TrainingSettings(WeirSettings):
     repository: Path = Field(Path("triton_models"), description="Triton's model repository")
     threads: int = Field(0, ge=0, le=1024, description="threads of LightGBM; 0 for one a core")
     bags: int = Field(3, ge=1, le=64, description="fits that are averaged into one model")
-    pairs_max: int = Field(8, ge=0, le=64, description="pairs of features that may act together")
+    pairs_max: int = Field(16, ge=0, le=64, description="pairs of features that may act together")
     honest_rows_max: int = Field(
         300_000, ge=1000, description="honest rows kept for fitting; each then weighs for those left out"
     )
     validation_days: int = Field(7, ge=1, le=90, description="choose rounds and pairs, calibrate")
     test_days: int = Field(7, ge=1, le=90, description="the later days that judge")
-    warmup_days: int = Field(30, ge=0, le=90, description="first days, whose windows are not full yet")
+    warmup_days: int = Field(
+        0,
+        ge=0,
+        le=90,
+        description="first days to leave out; they teach what an account with no past looks like",
+    )
     bootstrap_draws: int = Field(200, ge=10, le=10_000, description="resamplings behind an interval")

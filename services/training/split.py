@@ -4,6 +4,9 @@
 
 The delay before the test is what a bank lives with: when the test begins, frauds of the last days are not
 known yet. The delay before the validation makes it as hard as the test.
+
+The warm-up is nothing by default. A model that never met an account without a past takes a cold start for a
+wave of fraud: fitted without the first 30 days, it gave the first day a mean probability of 31 %.
 """
 
 from dataclasses import dataclass
@@ -62,7 +65,7 @@ def by_time(
     delay_days: int,
     validation_days: int = 7,
     test_days: int = 7,
-    warmup_days: int = 30,
+    warmup_days: int = 0,
 ) -> Split:
     """The last `test_days` whole days judge; the rest as the module says. A short history warms up less.
 
