@@ -10,7 +10,7 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import create_conn
-from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka.errors import ClusterAuthorizationFailedError, KafkaConnectionError, KafkaError
 
 from weir.config import KafkaSettings
 from weir.errors import AccessDenied, ConfigError, NeighbourUnavailable, WeirError
@@ -91,6 +91,12 @@ async def connect(
             await client.start()
     except (KafkaError, OSError, TimeoutError) as error:
         await (client.close() if isinstance(client, AIOKafkaAdminClient) else client.stop())
+        if isinstance(error, ClusterAuthorizationFailedError):
+            # Of a producer: an idempotent one asks for its id first, which any right to write allows.
+            raise AccessDenied(
+                f"Kafka at {settings.bootstrap_servers} does not let {settings.sasl_username or 'this client'} "
+                "publish to any topic. Ask for the permission, or correct [kafka]."
+            ) from error
         # aiokafka only says "Unable to bootstrap": ask one broker for the cause.
         raise await why_unreachable(settings) or unavailable(settings, error) from error
 

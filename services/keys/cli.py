@@ -29,7 +29,7 @@ Certificate = Annotated[
     Path | None,
     typer.Option(
         "--role-certificate",
-        help="Certificate (PEM) that names your role. Default: role-admin.crt beside [keys] ssl_certificate,"
+        help="Certificate (PEM) that names your role. Default: role-admin.crt beside ssl_certificate,"
         " else that one.",
         show_default=False,
     ),

@@ -8,7 +8,15 @@ from typing import Any
 from faust.types import TP
 
 from services.risk.settings import RiskSettings
-from services.risk.wiring import CLIENT_ID, Connections, Worker, every, now_ms, open_worker
+from services.risk.wiring import (
+    CLIENT_ID,
+    Connections,
+    Worker,
+    every,
+    now_ms,
+    open_worker,
+    schemas_at_hand,
+)
 from weir.errors import WeirError
 from weir.obs.http import serve
 from weir.obs.log import get_logger
@@ -92,6 +100,7 @@ class RiskApp(BatchApp):
 
     async def _follow_labels(self) -> None:
         async for batch in self._labels.batches():
+            await schemas_at_hand(self.worker.registry, batch.values)
             self.worker.labels(batch.values)
 
     async def _decide(self, stream: Any) -> None:

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from time import perf_counter
 
-from services.risk.ports import Reader, Scorer, Writer
+from services.risk.ports import Preparer, Reader, Scorer, Writer
 from weir.obs.log import get_logger
 from weir.obs.metrics import Metrics
 from weir.streams import BatchGroup, Delivery, TakenBatch
@@ -23,6 +23,7 @@ class Pipeline:
     """Decides groups of batches; `submit` returns once a group is read, its results follow.
 
     Args:
+        prepare: what reading may have to wait for, before it begins.
         read: the first half, synchronous.
         score: asks the model; None and a reason when it gave no answer.
         write: the second half; waits for a sealing key when there is none.
@@ -34,6 +35,7 @@ class Pipeline:
     def __init__(
         self,
         *,
+        prepare: Preparer,
         read: Reader,
         score: Scorer,
         write: Writer,
@@ -43,7 +45,7 @@ class Pipeline:
         on_failure: Callable[[BaseException], None],
         now_ms: Callable[[], int],
     ) -> None:
-        self._read, self._score, self._write = read, score, write
+        self._prepare, self._read, self._score, self._write = prepare, read, score, write
         self._delivery, self._metrics, self._now_ms = delivery, metrics, now_ms
         self._on_failure = on_failure
         self._rows_free, self._rows_max = rows_in_flight_max, rows_in_flight_max
@@ -59,6 +61,7 @@ class Pipeline:
         while self._rows_free < row_count:
             self._some_free.clear()
             await self._some_free.wait()
+        await self._prepare(group)
         read = self._read(group)
         self._rows_free -= row_count
         before, turn = self._last_turn, asyncio.Event()

@@ -8,6 +8,13 @@ from weir.streams import BatchGroup, Output
 Counts = Mapping[tuple[str, str], int]
 
 
+class Preparer(Protocol):
+    """Waits for what reading needs."""
+
+    async def __call__(self, group: BatchGroup) -> None:
+        """Returns when the group can be read."""
+
+
 class Reader(Protocol):
     """Decodes, validates and computes features; changes the windows."""
 

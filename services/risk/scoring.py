@@ -13,7 +13,7 @@ from services.risk.writing import Scored
 from weir.errors import ConfigError, IntegrityError, MissingPart
 from weir.features.payments import DEFAULT, FEATURES
 from weir.inference.client import ModelClient
-from weir.inference.errors import CircuitOpen, ModelRejected, ModelUnavailable
+from weir.inference.errors import ModelRejected, ModelUnavailable
 from weir.obs.log import get_logger
 from weir.obs.metrics import Metrics
 
@@ -89,10 +89,9 @@ class ModelScoring:
         try:
             scores = self._scores(await self._client.score(read.features))
         except ModelUnavailable as error:
-            word = "circuit_open" if isinstance(error, CircuitOpen) else "model_unavailable"
-            return self._without(word, error, begun)
+            return self._without(error.degraded_reason, error, begun)
         except (ModelRejected, IntegrityError) as error:
-            return self._without("model_rejected", error, begun)
+            return self._without(ModelRejected.degraded_reason, error, begun)
         if self._degraded:
             log.info("model_answers_again", model=self._model.ref.name)
             self._degraded = ""

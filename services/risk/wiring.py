@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,7 +25,7 @@ from weir.codec.avro import RowCodec
 from weir.codec.columns import LabelReader, TransactionReader
 from weir.codec.decision import DecisionWriter
 from weir.codec.framing import frame
-from weir.codec.registry import open_registry
+from weir.codec.registry import SchemaRegistry, fetch_unknown, open_registry
 from weir.codec.schemas import SUBJECTS, load_schema
 from weir.config import (
     KafkaSettings,
@@ -35,6 +35,7 @@ from weir.config import (
     TritonSettings,
 )
 from weir.crypto.keyring import Keyring
+from weir.errors import NeighbourUnavailable
 from weir.features.payments import DEFAULT, Labels, PaymentState
 from weir.inference.client import ModelClient
 from weir.obs.log import get_logger
@@ -89,6 +90,7 @@ class Worker:
     policy: PolicyFile
     model: ModelClient
     labels: "LabelReading"
+    registry: SchemaRegistry
 
 
 class LabelReading:
@@ -218,6 +220,7 @@ async def open_worker(
         await warm(*scrap, model, ids["transaction"], next(iter(settings.rates)), now_ms())
         reading, writing = halves(state, metrics)
         pipeline = Pipeline(
+            prepare=lambda group: schemas_at_hand(registry, group.values),
             read=reading,
             score=ModelScoring(client, model, metrics),
             write=writing,
@@ -231,7 +234,21 @@ async def open_worker(
         labels = LabelReading(
             LabelReader(registry.known), ids["label"], state, pseudonymizer.hash_key, metrics.registry
         )
-        yield Worker(pipeline, reading, state, policy, client, labels)
+        yield Worker(pipeline, reading, state, policy, client, labels, registry)
+
+
+async def schemas_at_hand(registry: SchemaRegistry, values: Sequence[bytes | None]) -> None:
+    """Return when the schemas that the records name are known; waits while a remote registry is away."""
+    wait_s, said = 0.2, False
+    while True:
+        try:
+            return await fetch_unknown(registry, values)
+        except NeighbourUnavailable as error:
+            if not said:
+                log.warning("registry_away", error=str(error))
+                said = True
+            await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * 2, 5.0)
 
 
 async def warm(

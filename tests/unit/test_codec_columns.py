@@ -20,6 +20,7 @@ from weir.codec.columns import (
     StringColumn,
     TransactionReader,
 )
+from weir.codec.registry import fetch_unknown
 from weir.codec.schemas import without_keys
 from weir.errors import BadInput, ConfigError, NeighbourUnavailable
 
@@ -306,7 +307,9 @@ async def test_ids_that_are_not_at_hand_are_asked_for() -> None:
     registry = SlowRegistry({7: evolved()})
     theirs = frame(7, RowCodec(evolved()).encode({**TRANSACTION, "device_id": None}))
     ours = TransactionReader(registry.known)
-    columns, poison = await ours.read_resolved([good, theirs, frame(8, b"")], TRANSACTION_ID, registry)
+    batch = [good, theirs, frame(8, b"")]
+    await fetch_unknown(registry, batch)
+    columns, poison = ours.read(batch, TRANSACTION_ID)
     assert poison == [(2, "unknown_schema")]
     assert columns.row.tolist() == [0, 1]
 
@@ -314,7 +317,8 @@ async def test_ids_that_are_not_at_hand_are_asked_for() -> None:
 async def test_made_up_ids_cannot_make_us_ask_without_end() -> None:
     registry = SlowRegistry({})
     noise = [frame(1000 + i, b"") for i in range(500)]
-    _, poison = await TransactionReader(registry.known).read_resolved(noise, TRANSACTION_ID, registry)
+    await fetch_unknown(registry, noise)
+    _, poison = TransactionReader(registry.known).read(noise, TRANSACTION_ID)
     assert len(poison) == 500
     assert registry.asked <= 8
 
@@ -322,7 +326,7 @@ async def test_made_up_ids_cannot_make_us_ask_without_end() -> None:
 async def test_a_registry_that_is_away_is_an_error_and_not_poison() -> None:
     registry = SlowRegistry({}, away=True)
     with pytest.raises(NeighbourUnavailable):
-        await TransactionReader(registry.known).read_resolved([frame(7, b"")], TRANSACTION_ID, registry)
+        await fetch_unknown(registry, [frame(7, b"")])
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,7 @@ def show(
 
 @app.command()
 def create() -> None:
-    """Create those topics of [topics] that are missing."""
+    """Create the topics that the settings name and that are missing."""
     settings = TopicSettings.load()
     made = asyncio.run(create_missing(KafkaSettings.load(), settings))
     for name in made:

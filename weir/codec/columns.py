@@ -14,14 +14,10 @@ from numpy.typing import NDArray
 from weir.codec import _kernels as kernels
 from weir.codec.avro import RowCodec, full_name
 from weir.codec.framing import frame, unframe
-from weir.codec.registry import SchemaRegistry
 from weir.codec.schemas import Schema, load_schema, without_keys
 from weir.errors import BadInput, ConfigError
 
 DECIMAL_SCALE = 4
-
-# A stranger can name any id in a record: a batch asks the registry for so many new ones and no more.
-UNKNOWN_IDS_MAX = 8
 
 _INT64_MAX = 2**63 - 1
 _INT64_PRECISION = 18
@@ -174,30 +170,6 @@ class ColumnReader:
                 if status[index]:
                     reasons[index] = kernels.REASONS[status[index]]
         return columns, sorted(reasons.items())
-
-    async def read_resolved(
-        self, values: Sequence[bytes | None], schema_id: int, registry: SchemaRegistry
-    ) -> tuple[Columns, list[Poison]]:
-        """As `read`, but asks `registry` for ids that are not at hand; use it where the registry is remote.
-
-        Raises:
-            NeighbourUnavailable: the registry gave no answer; nothing was read.
-        """
-        columns, poison = self.read(values, schema_id)
-        missing: set[int] = set()
-        for index, reason in poison:
-            if reason == "unknown_schema" and len(missing) < UNKNOWN_IDS_MAX:
-                written_as, _ = unframe(values[index] or b"")
-                if written_as not in self._others and registry.known(written_as) is None:
-                    missing.add(written_as)
-        found = False
-        for written_as in missing:
-            try:
-                await registry.schema_of(written_as)
-                found = True
-            except BadInput:
-                continue  # The record stays poison, with the reason it has.
-        return self.read(values, schema_id) if found else (columns, poison)
 
     def _read(self, values: Sequence[bytes | None], schema_id: int) -> tuple[Columns, NDArray[np.uint8]]:
         count = len(values)

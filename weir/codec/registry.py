@@ -3,14 +3,15 @@
 import json
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
 import msgspec
 
-from weir.codec.framing import SCHEMA_ID_MAX
+from weir.codec.framing import HEADER_BYTES, MAGIC, SCHEMA_ID_MAX
 from weir.codec.schemas import Schema, canonical_text, fingerprint, schemas_dir
 from weir.config import RegistrySettings
 from weir.errors import AccessDenied, BadInput, ConfigError, MissingPart, NeighbourUnavailable, WeirError
@@ -19,6 +20,8 @@ from weir.errors import AccessDenied, BadInput, ConfigError, MissingPart, Neighb
 _KNOWN_MAX = 1_000
 # An id that is not there may be registered later; until then it is not asked for again and again.
 _MISSING_S = 30.0
+# A stranger can name any id in a record: a batch asks for so many new ones and no more.
+UNKNOWN_IDS_MAX = 8
 
 
 class SchemaRegistry(Protocol):
@@ -335,3 +338,23 @@ def open_registry(settings: RegistrySettings) -> SchemaRegistry:
         ConfigError, MissingPart: as `HttpRegistry` and `FileRegistry.read`.
     """
     return HttpRegistry(settings) if settings.url is not None else FileRegistry.read()
+
+
+async def fetch_unknown(registry: SchemaRegistry, values: Iterable[bytes | None]) -> None:
+    """Ask for the schemas that these framed records name and that are not at hand, so that `known` has them.
+
+    A stranger can name any id: no more than `UNKNOWN_IDS_MAX` are asked for at a time, and an id that the
+    registry does not have is left to be refused.
+
+    Raises:
+        NeighbourUnavailable: the registry gave no answer; asking again later may help.
+    """
+    named = {value[1:HEADER_BYTES] for value in values if value and value[0] == MAGIC}
+    missing = [
+        schema_id
+        for schema_id in (int.from_bytes(each, "big") for each in named if len(each) == HEADER_BYTES - 1)
+        if registry.known(schema_id) is None
+    ]
+    for schema_id in sorted(missing)[:UNKNOWN_IDS_MAX]:
+        with suppress(BadInput):
+            await registry.schema_of(schema_id)

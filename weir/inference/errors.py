@@ -31,7 +31,7 @@ class ModelUnavailable(ModelError):
 class CircuitOpen(ModelUnavailable):
     """Not asked: the last batches got no answer, and it is not yet time to try again."""
 
-    degraded_reason = "model_circuit_open"
+    degraded_reason = "circuit_open"
 
     def __init__(self, model: str, endpoint: str) -> None:
         super().__init__(model, endpoint, 0.0, "circuit open")
