@@ -1,15 +1,12 @@
 """The risk worker between a real Kafka, Triton and key service: what a payment's decision says."""
 
-import json
 import os
 from datetime import timedelta
 from decimal import Decimal
 
 import numpy as np
-import onnxruntime
 import pytest
 
-from infra.local import layout
 from services.risk.settings import HERE
 from tests.support.keys import running_keys_service
 from tests.support.payments import (
@@ -28,16 +25,14 @@ from tests.support.payments import (
     until,
 )
 from tests.support.risk import risk_under_test
-from weir.codec.columns import StringColumn
+from tests.support.scores import model_card, scored_here
 from weir.crypto.envelope import HEADER_NAME, parse_envelope_header
 from weir.crypto.keyring import Keyring
-from weir.features.payments import FEATURE_SPEC, FEATURES, Payments, PaymentState
+from weir.features.payments import FEATURE_SPEC, FEATURES
 from weir.ids import decision_id
 from weir.obs import trace
 from weir.obs.trace import TRACEPARENT
-from weir.state.hashing import keyed_hash
 
-MODEL = layout.MODEL_SOURCES / "risk" / "1"
 LOGIT_TOLERANCE = 1e-4
 
 
@@ -56,31 +51,6 @@ def risk(tmp_path_factory, kafka, keys, triton):
         folder, kafka, keys, triton.endpoint, policy=str(policy), commit_interval_s=0.2
     ) as risk:
         yield risk.start()
-
-
-def model_card():
-    return json.loads((MODEL / "model.json").read_text())
-
-
-def hashes(texts):
-    return keyed_hash(StringColumn.from_list([text.encode() for text in texts]), b"any key of tests")
-
-
-def scored_here(records):
-    """Logit, probability and contributions of payments that nothing came before, without Triton."""
-    state = PaymentState(accounts_max=100, terminals_max=100)
-    features = state.observe(
-        Payments(
-            account=hashes(each["account_id"] for each in records),
-            terminal=hashes(each["terminal_id"] for each in records),
-            amount=np.array([int(each["amount"] * 10_000) for each in records], np.int64),
-            event_ms=np.array([int(each["event_time"].timestamp() * 1000) for each in records], np.int64),
-            channel=np.zeros(len(records), np.int8),
-        )
-    )
-    session = onnxruntime.InferenceSession(MODEL / "model.onnx")
-    outputs = session.run(["logit", "probability", "contributions"], {"features": features})
-    return outputs[0][:, 0], outputs[1][:, 0], outputs[2]
 
 
 async def test_decision_lies_where_its_payment_lay_under_a_pseudonym_and_sealed(risk, keys):
