@@ -94,8 +94,9 @@ async def connect(
         if isinstance(error, ClusterAuthorizationFailedError):
             # Of a producer: an idempotent one asks for its id first, which any right to write allows.
             raise AccessDenied(
-                f"Kafka at {settings.bootstrap_servers} does not let {settings.sasl_username or 'this client'} "
-                "publish to any topic. Ask for the permission, or correct [kafka]."
+                f"Kafka at {settings.bootstrap_servers} does not let "
+                f"{settings.sasl_username or 'this client'} publish to any topic. "
+                "Ask for the permission, or correct [kafka]."
             ) from error
         # aiokafka only says "Unable to bootstrap": ask one broker for the cause.
         raise await why_unreachable(settings) or unavailable(settings, error) from error

@@ -1,6 +1,7 @@
 """The ledger's database: SQLite, MariaDB or MySQL. The first writer of a decision wins."""
 
 import sqlite3
+import ssl
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -22,6 +23,7 @@ from weir.errors import AccessDenied, ConfigError, NeighbourUnavailable, WeirErr
 # MySQL and MariaDB: wrong password, no right to the database, no such database.
 _DENIED = (1044, 1045, 1142)
 _UNKNOWN_DATABASE = 1049
+_TLS_WANTED = 3159
 _READS = {"weir_reads": True}
 _DECISION_FIELDS = tuple(StoredDecision.__dataclass_fields__)
 _REFUSED_FIELDS = tuple(Refused.__dataclass_fields__)
@@ -218,6 +220,10 @@ def _in_words(error: DBAPIError, where: str) -> WeirError:
     code = error.orig.args[0] if error.orig is not None and error.orig.args else None
     if code in _DENIED:
         return AccessDenied(f"{where}: the database refuses this user. Check [ledger] url.")
+    if code == _TLS_WANTED:
+        return AccessDenied(f"{where}: the database wants TLS. Set [ledger] ssl_ca.")
+    if (failed := _tls_failure(error)) is not None:
+        return AccessDenied(f"{where}: TLS failed ({failed}). Check [ledger] ssl_ca.")
     if code == _UNKNOWN_DATABASE:
         return ConfigError(f"{where}: there is no such database. Create it, or correct [ledger] url.")
     if isinstance(error, OperationalError) or error.connection_invalidated or _is_interface(error):
@@ -225,6 +231,17 @@ def _in_words(error: DBAPIError, where: str) -> WeirError:
         said = str(code) if isinstance(error.orig, sqlite3.Error) else f"error {code}"
         return DatabaseAway(f"{where}: {said}. The ledger tries again.")
     return RowRefused(f"{where}: a row does not fit its table ({type(error).__name__}).")
+
+
+def _tls_failure(error: BaseException | None) -> str | None:
+    """Why the database's certificate is not believed, when that is behind the error."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return error.reason or type(error).__name__
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _is_interface(error: DBAPIError) -> bool:
