@@ -32,6 +32,8 @@ class RiskUnderTest:
     triton_endpoint: str
     model_repository: Path
     overrides: dict[str, Any] = field(default_factory=dict)
+    # More of other tables of the settings file, or other values: {"kafka": {"ssl_ca": ...}}.
+    tables: dict[str, dict[str, Any]] = field(default_factory=dict)
     partitions: int = 2
     metrics_port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
@@ -84,14 +86,10 @@ class RiskUnderTest:
             "risk": risk,
             "log": {"format": "json"},
         }
+        for name, table in self.tables.items():
+            tables[name] = {**tables.get(name, {}), **table}
         path = self.directory / "weir.toml"
-        lines = []
-        for name, table in tables.items():
-            lines.append(f"[{name}]")
-            for key, value in table.items():
-                text = f'"{value}"' if isinstance(value, str) else str(value).lower()
-                lines.append(f"{key} = {text}")
-        path.write_text("\n".join(lines) + "\n")
+        path.write_text(toml_of(tables))
         return path
 
     def start(self, *, wait: bool = True) -> "RiskUnderTest":
@@ -135,6 +133,17 @@ class RiskUnderTest:
             self.process.wait(20)
 
 
+def toml_of(tables: dict[str, dict[str, Any]]) -> str:
+    """A settings file with these tables of text, paths, numbers and booleans."""
+    lines = []
+    for name, table in tables.items():
+        lines.append(f"[{name}]")
+        for key, value in table.items():
+            text = f'"{value}"' if isinstance(value, str | Path) else str(value).lower()
+            lines.append(f"{key} = {text}")
+    return "\n".join(lines) + "\n"
+
+
 @contextmanager
 def risk_under_test(
     directory: Path,
@@ -142,10 +151,11 @@ def risk_under_test(
     keys: KeysProcess,
     triton_endpoint: str,
     model_repository: Path = layout.MODEL_SOURCES,
+    tables: dict[str, dict[str, Any]] | None = None,
     **overrides: Any,
 ) -> Iterator[RiskUnderTest]:
-    """A worker, not yet started; it is gone when the block ends."""
-    risk = RiskUnderTest(directory, kafka, keys, triton_endpoint, model_repository, overrides)
+    """A worker, not yet started; it is gone when the block ends. `tables` adds to its settings file."""
+    risk = RiskUnderTest(directory, kafka, keys, triton_endpoint, model_repository, overrides, tables or {})
     try:
         yield risk
     finally:

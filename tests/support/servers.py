@@ -52,7 +52,7 @@ class KafkaUnderTest:
         from confluent_kafka.admin import AdminClient, NewTopic
 
         topic = self.unique(name)
-        admin = AdminClient({"bootstrap.servers": self.bootstrap_servers})
+        admin = AdminClient({"bootstrap.servers": self.server.internal_bootstrap_servers})
         new = NewTopic(topic, num_partitions=partitions, replication_factor=1, config=dict(config or {}))
         admin.create_topics([new], operation_timeout=30)[topic].result(timeout=30)
         return topic
