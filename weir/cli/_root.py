@@ -130,6 +130,11 @@ class LazyGroup(TyperGroup):
         """Typer's own, after the stand-in of the first word was replaced."""
         if args and args[0] in commands():
             self.commands[args[0]] = load(commands()[args[0]])
+        elif args and args[0] in {command.name for known in INSTALLED.values() for command in known}:
+            raise MissingPart(
+                f"`weir {args[0]}` is of the services, which this installation does not hold. "
+                "Clone the project, run `make setup` there, and call it in the clone."
+            )
         return super().resolve_command(ctx, args)
 
 
