@@ -126,9 +126,10 @@ class Run:
 def run(tmp_path_factory, kafka, triton):
     folder = tmp_path_factory.mktemp("run")
     with (
-        running_keys_service(folder / "keys") as keys,
+        running_keys_service(folder / "keys", extra='[log]\nlevel = "debug"') as keys,
         risk_under_test(folder / "risk", kafka, keys, triton.endpoint, commit_interval_s=0.2) as risk,
     ):
+        risk.tables["log"] = {"level": "debug"}
         risk.start()
         left = Run(risk, folder / "ledger" / "ledger.db", folder / "ledger" / "ledger.log")
         port = free_port()

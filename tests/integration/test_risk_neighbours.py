@@ -20,7 +20,6 @@ from tests.support.payments import (
     decided,
     decisions,
     decisions_reader,
-    framed,
     now,
     pay,
     payment,
@@ -57,9 +56,10 @@ class Stream:
     risk: object
     name: str
     sent: list[str] = field(default_factory=list)
+    ending: bool = False
 
     async def run(self) -> None:
-        while True:
+        while not self.ending:
             await self.more()
             await asyncio.sleep(PACE_S)
 
@@ -77,10 +77,10 @@ async def streaming(risk, name):
     task = asyncio.create_task(stream.run())
     try:
         yield stream
-        assert not task.done(), task.exception()
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        # Not cancelled: what Kafka took must stand in `sent`.
+        stream.ending = True
+        await task
 
 
 def decided_by(risk, basis):
@@ -348,17 +348,3 @@ async def test_stop_under_load_decides_nothing_twice(tmp_path, kafka, keys, trit
         once_each(await decided(risk), stream.sent)
         assert "Traceback" not in risk.log_text()
         assert len(await decisions(risk)) == len(stream.sent)
-
-
-async def test_wrong_values_on_the_decisions_topic_do_not_stop_its_readers(tmp_path, kafka, keys, triton):
-    """Somebody else writes to the decisions topic: the reader is told, and reads on."""
-    with risk_under_test(tmp_path / "risk", kafka, keys, triton.endpoint, commit_interval_s=0.2) as risk:
-        (value,) = await framed("transaction", [payment("forged")])
-        await send(risk, [Sent(value), Sent(b"\x01" + b"\x00" * 60), Sent(None)], risk.topics.decisions)
-        await asyncio.to_thread(risk.start)
-        await pay(risk, [payment("genuine")])
-        await settled(risk)
-        bad = []
-        async with decisions_reader(risk, follow=False, on_bad=bad.append) as reader:
-            assert [decision.event_id async for decision in reader] == ["genuine"]
-        assert [each.raw.offset for each in bad] == [0, 1, 2]
