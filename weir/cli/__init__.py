@@ -4,6 +4,7 @@ Nothing heavy is imported here, so that `weir --help` answers at once.
 """
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -18,6 +19,9 @@ def main() -> int:
     """Run the command line of this process; the exit code is one of `weir.errors.ExitCode`."""
     # gRPC's core writes lines of its own to stderr; it reads this when it is first imported.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # A shell starts background jobs deaf to SIGINT; who sends it all the same means it.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return _run()
     except KeyboardInterrupt:
