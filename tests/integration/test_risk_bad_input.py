@@ -94,6 +94,8 @@ def _bytes(whole: bytes, strange: bytes, known: int) -> dict[str, tuple[str, byt
     """Values that are no framed transaction: the reason, and the value."""
     body = whole[5:]
     return {
+        # Wrapped and sealed it is larger than a broker takes by default.
+        "as large as a bank can send": ("not_framed", b"\x01" * 1_048_000),
         "null": ("empty", None),
         "nothing": ("empty", b""),
         "one byte": ("truncated", b"\x00"),

@@ -17,6 +17,7 @@ from infra.local import layout
 from infra.local.ports import free_port
 from tests.support.keys import KeysProcess
 from tests.support.servers import KafkaUnderTest
+from weir.cli.topics import DEAD_LETTER_CONFIG
 from weir.config import KafkaSettings, KeyServiceSettings, TopicSettings
 
 START_DEADLINE_S = 60.0
@@ -44,7 +45,7 @@ class RiskUnderTest:
             transactions=make("bank.transactions", self.partitions),
             labels=make("bank.labels", self.partitions),
             decisions=make("weir.decisions", self.partitions),
-            risk_dlq=make("weir.risk.dlq", self.partitions),
+            risk_dlq=make("weir.risk.dlq", self.partitions, DEAD_LETTER_CONFIG),
             partitions=self.partitions,
         )
         self.kafka_settings = KafkaSettings(bootstrap_servers=self.kafka.bootstrap_servers)

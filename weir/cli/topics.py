@@ -18,6 +18,8 @@ from weir.kafka_options import client_options, connect
 
 # A worker that starts reads its windows back from these topics: 31 days, labels twice as far. Kafka keeps 7.
 _KEPT = {"retention.ms": str(70 * 86_400_000)}
+# A dead letter holds all of its original, which may be as large as a broker takes by default (1 MiB), and more.
+DEAD_LETTER_CONFIG = {"max.message.bytes": str(2 * 1024 * 1024)}
 
 app = typer.Typer(help="Topics: end offsets, lag; create the missing.", invoke_without_command=True)
 
@@ -129,13 +131,18 @@ async def create_missing(settings: KafkaSettings, topics: TopicSettings) -> list
         missing = [name for name in wanted(topics) if name not in known]
         if not missing:
             return []
+        configs = {
+            topics.transactions: _KEPT,
+            topics.labels: _KEPT,
+            topics.risk_dlq: DEAD_LETTER_CONFIG,
+        }
         answer = await client.create_topics(
             [
                 NewTopic(
                     name,
                     topics.partitions,
                     topics.replication_factor,
-                    topic_configs=_KEPT if name in (topics.transactions, topics.labels) else {},
+                    topic_configs=configs.get(name, {}),
                 )
                 for name in missing
             ]
