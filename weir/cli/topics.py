@@ -18,7 +18,7 @@ from weir.kafka_options import client_options, connect
 
 # A worker that starts reads its windows back from these topics: 31 days, labels twice as far. Kafka keeps 7.
 _KEPT = {"retention.ms": str(70 * 86_400_000)}
-# A dead letter holds all of its original, which may be as large as a broker takes by default (1 MiB), and more.
+# A dead letter holds all of its original, which may be as large as a broker takes by default, and more.
 DEAD_LETTER_CONFIG = {"max.message.bytes": str(2 * 1024 * 1024)}
 
 app = typer.Typer(help="Topics: end offsets, lag; create the missing.", invoke_without_command=True)
