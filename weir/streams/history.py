@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import for_code
 from aiokafka.protocol.metadata import MetadataRequest
 
@@ -61,18 +60,6 @@ async def partition_counts(settings: KafkaSettings, topics: list[str], client_id
         return counts
     finally:
         await consumer.stop()
-
-
-async def committed_offsets(settings: KafkaSettings, group: str) -> dict[tuple[str, int], int]:
-    """The offsets that a consumer group has committed, by topic and partition."""
-    options = client_options(settings)
-    admin = AIOKafkaAdminClient(**options, client_id=f"{group}-offsets")
-    await connect(admin, settings)
-    try:
-        offsets = await admin.list_consumer_group_offsets(group)
-    finally:
-        await admin.close()
-    return {(tp.topic, tp.partition): found.offset for tp, found in offsets.items() if found.offset >= 0}
 
 
 async def read_until(

@@ -72,11 +72,6 @@ class AtLeastOnce:
         await connect(producer, self._settings)
         self._producer = producer
 
-    async def partition_count(self, topic: str) -> int:
-        """How many partitions `topic` has."""
-        assert self._producer is not None
-        return len(await self._producer.partitions_for(topic))
-
     async def enqueue(self, taken: Sequence[TakenBatch], outputs: Sequence[Output]) -> "asyncio.Future[None]":
         """Send each output as whole produce batches to its partition, in order.
 
