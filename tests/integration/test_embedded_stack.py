@@ -106,6 +106,29 @@ def test_a_stack_lives_through_kill_and_leaves_nothing_behind(weir):
     assert not (weir.home / "keystore").exists()
 
 
+def test_each_part_comes_back_from_kill_and_so_does_the_whole(weir):
+    """kill -9 of each part in turn, then of everything at once, followed by `weir up`."""
+
+    def all_healthy(restarted: str | None = None) -> bool:
+        parts = {part["name"]: part for part in weir.status()["parts"]}
+        return all(part["healthy"] for part in parts.values()) and (
+            restarted is None or parts[restarted]["restarts"] > 0
+        )
+
+    weir("up")
+    for name in ("kafka", "triton", "keys", "ledger", "risk-1"):
+        os.kill(weir.pids()[name], signal.SIGKILL)
+        wait_for(lambda name=name: all_healthy(name), f"{name} restarted and all healthy")
+
+    pids = [*weir.pids().values(), weir.status()["supervisor_pid"]]
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: none_lives(pids), "everything gone")
+    weir("up")
+    assert all_healthy()
+    weir("down")
+
+
 def test_a_port_that_is_taken_is_one_line_and_nothing_stays_up(weir):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
