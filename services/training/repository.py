@@ -259,7 +259,7 @@ def _session(folder: Path, data: bytes, about: Mapping[str, Any]) -> onnxruntime
     options.log_severity_level = 4
     try:
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
+    except Exception as error:  # ONNX Runtime's own classes have no common base that it exports
         raise ModelBroken(folder, f"model.onnx does not load ({type(error).__name__})") from error
     width = len(about["features"])
     shapes = {INPUT: width, "logit": 1, "probability": 1, "contributions": width}

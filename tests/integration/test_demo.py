@@ -9,14 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from infra.local import layout
 from infra.local.process import session_members, start_of
 from infra.local.state import Phase, read_state
 from weir.errors import ExitCode
 
-pytestmark = pytest.mark.skipif(
-    not any(layout.MODEL_SOURCES.glob("*/config.pbtxt")), reason="no model in triton_models"
-)
 DEADLINE_S = 150.0
 
 

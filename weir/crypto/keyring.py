@@ -209,17 +209,6 @@ class Keyring:
 
         return open_value
 
-    async def opener_key(
-        self, key_id: int, purpose: str, *, deadline_s: float | None = OPEN_DEADLINE_S
-    ) -> DataKey:
-        """The data key itself, for who opens values elsewhere; it is the caller's to keep and to wipe.
-
-        Raises:
-            AccessDenied, UnknownKey, KeyServiceAway.
-        """
-        key, _ = await self._persist(lambda t: self._client.opening_key(key_id, purpose, t), deadline_s)
-        return key
-
     async def pseudonymizer(self, tenant: str, *, deadline_s: float | None = None) -> Pseudonymizer:
         """The tenant's pseudonyms; the same object each time. Its key does not rotate.
 
