@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 
-from weir.streams.app import TakenBatch
+from weir.streams.ports import Taken
 
 
 class Gatherer:
@@ -16,11 +16,11 @@ class Gatherer:
 
     def __init__(self, rows_max: int, linger_s: float) -> None:
         self._rows_max, self._linger_s = rows_max, linger_s
-        self._waiting: deque[TakenBatch] = deque()
+        self._waiting: deque[Taken] = deque()
         self._rows = 0
         self._changed = asyncio.Condition()
 
-    async def put(self, taken: TakenBatch) -> None:
+    async def put(self, taken: Taken) -> None:
         """Hand a batch over; waits while as many rows as a group may have are waiting."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._rows < self._rows_max)
@@ -28,10 +28,14 @@ class Gatherer:
             self._rows += len(taken.batch)
             self._changed.notify_all()
 
-    async def take(self) -> list[TakenBatch]:
-        """The next group, in the order of arrival; waits for one."""
+    async def take(self, deadline_s: float | None = None) -> list[Taken]:
+        """The next group, in the order of arrival; waits for one, or returns none after the deadline."""
         async with self._changed:
-            await self._changed.wait_for(lambda: bool(self._waiting))
+            try:
+                async with asyncio.timeout(deadline_s):
+                    await self._changed.wait_for(lambda: bool(self._waiting))
+            except TimeoutError:
+                return []
         if self._linger_s and self._rows < self._rows_max:
             await asyncio.sleep(self._linger_s)
         async with self._changed:
@@ -43,3 +47,10 @@ class Gatherer:
             self._rows -= rows
             self._changed.notify_all()
             return group
+
+    async def clear(self) -> None:
+        """Forget what waits; it was read by nobody."""
+        async with self._changed:
+            self._waiting.clear()
+            self._rows = 0
+            self._changed.notify_all()

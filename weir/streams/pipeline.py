@@ -1,0 +1,110 @@
+"""A group's way through a service: read, score, write, deliver; several groups at once, in order.
+
+    group ──read──▶ scored ──write──▶ outputs ──turn──▶ enqueued ──▶ durable
+           │ in order │ a few groups together │ in order
+
+Reading changes the state, so it happens in order and without a pause between its steps. The model's answer
+is awaited beside the next group's reading. Groups are delivered in the order in which they were read.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from time import perf_counter
+from typing import Any
+
+from weir.streams.batch import BatchGroup
+from weir.streams.ports import Delivery, Done, Processor, Taken
+
+
+class Pipeline:
+    """Takes groups through a processor; `submit` returns once a group is read, its results follow.
+
+    Args:
+        rows_in_flight_max: rows between reading and delivery; `submit` waits beyond it.
+        on_failure: called with the first error of a group; the groups after it are not delivered either.
+    """
+
+    def __init__(
+        self,
+        processor: Processor,
+        delivery: Delivery,
+        *,
+        rows_in_flight_max: int,
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
+        self._processor, self._delivery, self._on_failure = processor, delivery, on_failure
+        self._rows_free, self._rows_max = rows_in_flight_max, rows_in_flight_max
+        self._some_free = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._last_turn: asyncio.Event | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._epoch = 0
+
+    async def submit(self, taken: Sequence[Taken]) -> None:
+        """Read the batches now, as one epoch of the state, and conclude them in the background."""
+        group = BatchGroup([each.batch for each in taken])
+        # A group larger than the bound goes alone.
+        row_count = min(len(group), self._rows_max)
+        while self._rows_free < row_count:
+            self._some_free.clear()
+            await self._some_free.wait()
+        await self._processor.prepare(group)
+        self._epoch += 1
+        epoch = self._epoch
+        read = self._processor.read(epoch, group)
+        self._rows_free -= row_count
+        self._idle.clear()
+        before, turn = self._last_turn, asyncio.Event()
+        self._last_turn = turn
+        task = asyncio.create_task(self._conclude(epoch, taken, group, read, before, turn))
+        self._tasks.add(task)
+        task.add_done_callback(lambda done: self._concluded(done, row_count))
+
+    async def _conclude(
+        self,
+        epoch: int,
+        taken: Sequence[Taken],
+        group: BatchGroup,
+        read: Any,
+        before: asyncio.Event | None,
+        turn: asyncio.Event,
+    ) -> None:
+        scored = await self._processor.score(read)
+        outputs, counts = await self._processor.write(group, read, scored)
+        if before is not None:
+            await before.wait()
+        begun_s = perf_counter()
+        next_offsets = {(each.topic, each.partition): each.offset_last + 1 for each in group.batches}
+        delivered = self._delivery.enqueue(Done(epoch, taken, outputs, next_offsets))
+        # Only now: a group that failed keeps those behind it from being delivered.
+        turn.set()
+        await delivered
+        self._processor.counted(group, counts, perf_counter() - begun_s)
+
+    def _concluded(self, task: "asyncio.Task[None]", row_count: int) -> None:
+        self._rows_free += row_count
+        self._some_free.set()
+        self._tasks.discard(task)
+        if not self._tasks:
+            self._idle.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._on_failure(error)
+
+    @property
+    def in_flight(self) -> int:
+        """Groups read and not yet delivered."""
+        return len(self._tasks)
+
+    async def wait_idle(self) -> None:
+        """Return once every group that was read has been delivered; forever, when one failed."""
+        await self._idle.wait()
+
+    async def cancel(self) -> None:
+        """End every group where it stands; what they changed is still in the state."""
+        tasks = set(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        self._last_turn = None
