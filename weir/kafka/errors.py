@@ -15,7 +15,7 @@ class Fenced(WeirError):
 
 
 class NotMember(WeirError):
-    """The group has gone on without this worker's generation; its offsets are refused, nothing was committed."""
+    """The group has gone on without this worker's generation; its offsets are refused."""
 
     retriable = True
 

@@ -8,7 +8,7 @@
     any ──shutdown──▶ STOPPED          any ──fenced, or not to be mended──▶ given up
 
 A revoke lets what is in flight commit, within a deadline; an abort never waits for it. Each puts the state
-back to the last commit if something did not get there. Every move has the worker to itself, one after another.
+back to the last commit if something did not get there. Every move has the worker to itself.
 """
 
 import asyncio
