@@ -16,7 +16,12 @@ from weir.streams.batch import RecordBatch
 _POLL_MS = 500
 
 
-async def _open(settings: KafkaSettings, client_id: str) -> AIOKafkaConsumer:
+async def open_consumer(settings: KafkaSettings, client_id: str) -> AIOKafkaConsumer:
+    """A connected consumer of no group that sees committed records only.
+
+    Raises:
+        NeighbourUnavailable, AccessDenied: no broker takes this client.
+    """
     consumer = AIOKafkaConsumer(
         **client_options(settings),
         client_id=client_id,
@@ -51,7 +56,7 @@ async def partition_counts(settings: KafkaSettings, topics: list[str], client_id
         TopicMissing, TopicDenied: the first topic that does not exist, or not for this client.
         NeighbourUnavailable, AccessDenied: no broker takes this client.
     """
-    consumer = await _open(settings, client_id)
+    consumer = await open_consumer(settings, client_id)
     try:
         counts = {}
         for topic in topics:
@@ -71,7 +76,7 @@ async def read_until(
         ends: partition to offset, the first one not to be read.
         since_ms: Kafka timestamp, ms since the epoch.
     """
-    consumer = await _open(settings, client_id)
+    consumer = await open_consumer(settings, client_id)
     try:
         wanted = {TopicPartition(topic, partition): end for partition, end in ends.items()}
         consumer.assign(list(wanted))
@@ -111,7 +116,7 @@ class Broadcast:
 
     async def batches(self) -> AsyncIterator[RecordBatch]:
         """Batches without end; stop by cancelling, or by closing the generator."""
-        consumer = await _open(self._settings, self._client_id)
+        consumer = await open_consumer(self._settings, self._client_id)
         try:
             with one_line(self._settings, self._topic):
                 tps = await partitions(consumer, self._topic)
