@@ -1,0 +1,107 @@
+"""What is published: records for one partition of one topic, as lists or as columns."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+NULL = -1
+
+Headers = Sequence[tuple[str, bytes | None]]
+
+
+class Column(Protocol):
+    """Byte strings as slices of one buffer (`weir.codec.columns.StringColumn` is one)."""
+
+    @property
+    def buffer(self) -> NDArray[np.uint8]:
+        """(bytes,)"""
+
+    @property
+    def start(self) -> NDArray[np.int64]:
+        """(n,)"""
+
+    @property
+    def length(self) -> NDArray[np.int64]:
+        """(n,); -1 where there is no value, not even an empty one."""
+
+
+@dataclass(frozen=True, slots=True)
+class ByteColumn:
+    """Byte strings as slices of one buffer; a length of -1 is null."""
+
+    buffer: NDArray[np.uint8]  # (bytes,)
+    start: NDArray[np.int64]  # (n,)
+    length: NDArray[np.int64]  # (n,)
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    @classmethod
+    def from_list(cls, values: Sequence[bytes | None]) -> Self:
+        """A column of these values, in a buffer of its own; a few Python operations a value."""
+        try:
+            length = np.fromiter(map(len, values), np.int64, len(values))  # type: ignore[arg-type]
+            joined = b"".join(values)  # type: ignore[arg-type]
+        except TypeError:
+            length = np.array([NULL if value is None else len(value) for value in values], np.int64)
+            joined = b"".join([value for value in values if value is not None])
+        start = np.zeros(len(values), np.int64)
+        np.cumsum(np.maximum(length[:-1], 0), out=start[1:])
+        return cls(np.frombuffer(joined, np.uint8), start, length)
+
+    def to_list(self) -> list[bytes | None]:
+        """Every value as bytes, or None."""
+        whole = self.buffer.data
+        return [
+            None if length == NULL else bytes(whole[start : start + length])
+            for start, length in zip(self.start.tolist(), self.length.tolist(), strict=True)
+        ]
+
+
+class ListOutput(Protocol):
+    """Records for one partition of one topic, in order, each with headers of its own.
+
+    `weir.streams.output.Output` is one. The columns are of one length; `timestamps_ms` (since the epoch) is
+    one a record or one for all.
+    """
+
+    @property
+    def topic(self) -> str: ...  # noqa: D102
+
+    @property
+    def partition(self) -> int: ...  # noqa: D102
+
+    @property
+    def keys(self) -> Sequence[bytes | None]: ...  # noqa: D102
+
+    @property
+    def values(self) -> Sequence[bytes | None]: ...  # noqa: D102
+
+    @property
+    def headers(self) -> Sequence[Headers]: ...  # noqa: D102
+
+    @property
+    def timestamps_ms(self) -> Sequence[int] | int: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnOutput:
+    """Records for one partition of one topic, in order, as columns: no Python operation a record.
+
+    keys: None leaves every key null.
+    headers: the same for every record.
+    timestamps_ms: (n,) int64 or one for all, ms since the epoch.
+    """
+
+    topic: str
+    partition: int
+    keys: Column | None
+    values: Column
+    timestamps_ms: NDArray[np.int64] | int
+    headers: Headers = ()
+
+
+AnyOutput = ListOutput | ColumnOutput
