@@ -1,4 +1,4 @@
-"""A real Kafka broker of one node (KRaft, no ZooKeeper), bound to the loopback interface."""
+"""A real Kafka broker (KRaft, no ZooKeeper), bound to the loopback interface; alone, or one of several."""
 
 import base64
 import os
@@ -71,8 +71,55 @@ class KafkaSecurity:
         return settings
 
 
+@dataclass(frozen=True, slots=True)
+class KafkaNode:
+    """One node's place in a cluster of several, each told the same `cluster_id`, `voters` and `node_count`.
+
+    Topics are kept `node_count` times (three at most) and take a write once all but one of those have it.
+
+    node_id: 1 to node_count.
+    voters: node id of each controller to the port at which the others reach it.
+    """
+
+    node_id: int
+    node_count: int
+    cluster_id: str
+    voters: Mapping[int, int]
+
+    @property
+    def is_controller(self) -> bool:
+        """Whether this node votes; a broker it is in any case."""
+        return self.node_id in self.voters
+
+    def properties(self) -> dict[str, str]:
+        """The node's settings, replication included."""
+        copies = min(self.node_count, 3)
+        in_sync_min = str(max(copies - 1, 1))
+        return {
+            "process.roles": "broker,controller" if self.is_controller else "broker",
+            "node.id": str(self.node_id),
+            "controller.quorum.voters": ",".join(
+                f"{voter}@{LOOPBACK}:{port}" for voter, port in sorted(self.voters.items())
+            ),
+            "default.replication.factor": str(copies),
+            "min.insync.replicas": in_sync_min,
+            "offsets.topic.replication.factor": str(copies),
+            "transaction.state.log.replication.factor": str(copies),
+            "transaction.state.log.min.isr": in_sync_min,
+            "share.coordinator.state.topic.replication.factor": str(copies),
+            "share.coordinator.state.topic.min.isr": in_sync_min,
+            # A follower that is away leaves the in-sync set after this; 30 s by default.
+            "replica.lag.time.max.ms": "3000",
+        }
+
+
+def new_cluster_id() -> str:
+    """What a cluster's storage is formatted with: 16 random bytes in URL-safe base64, without padding."""
+    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+
+
 class KafkaServer(LocalServer):
-    """A broker and controller in one process.
+    """A broker, and with it a controller unless `node` says otherwise, in one process.
 
     Args:
         data_dir: the log and the metadata; formatted at the first start, kept between starts.
@@ -82,6 +129,9 @@ class KafkaServer(LocalServer):
         heap_mb: the Java heap at most.
         security: TLS, SCRAM and ACLs on the client listener; None leaves it in the clear.
         properties: more settings of the broker, over ours.
+        node: its place in a cluster of several; None makes a cluster of this broker alone.
+        advertised_port: where clients are told to find the broker, when a proxy stands in front of `port`.
+        peer_advertised_port: the same for the other brokers, in front of `internal_port`.
         lib: the folder of jars.
         record_classes: write the classes that this run loads to an archive there, when the broker ends.
     """
@@ -98,6 +148,9 @@ class KafkaServer(LocalServer):
         heap_mb: int = 384,
         security: KafkaSecurity | None = None,
         properties: Mapping[str, str] | None = None,
+        node: KafkaNode | None = None,
+        advertised_port: int = 0,
+        peer_advertised_port: int = 0,
         lib: Path = layout.KAFKA_LIB,
         record_classes: Path | None = None,
     ) -> None:
@@ -107,20 +160,24 @@ class KafkaServer(LocalServer):
         self.controller_port = controller_port or free_port()
         self.heap_mb = heap_mb
         self.security = security
-        # With a protected client listener the broker needs another, by which it reaches itself.
-        self.internal_port = free_port() if security else self.port
+        self.node = node
+        self.advertised_port = advertised_port or self.port
+        # With a protected or proxied client listener the broker needs another, by which it reaches itself.
+        apart = security or node or advertised_port or peer_advertised_port
+        self.internal_port = free_port() if apart else self.port
+        self.peer_advertised_port = peer_advertised_port or self.internal_port
         self.extra = dict(properties or {})
         self.lib = lib
         self.record_classes = record_classes
 
     @property
     def bootstrap_servers(self) -> str:
-        """host:port of the client listener."""
-        return f"{LOOPBACK}:{self.port}"
+        """host:port of the client listener, as clients are told."""
+        return f"{LOOPBACK}:{self.advertised_port}"
 
     @property
     def internal_bootstrap_servers(self) -> str:
-        """host:port of the listener in the clear: the client's own, or with `security` a second one."""
+        """host:port of the broker's own listener in the clear: the client's, where that is all there is."""
         return f"{LOOPBACK}:{self.internal_port}"
 
     @property
@@ -130,7 +187,6 @@ class KafkaServer(LocalServer):
     def server_properties(self) -> dict[str, str]:
         """The broker's settings."""
         protocol = self.security.protocol if self.security else "PLAINTEXT"
-        listeners = f"CLIENT://{LOOPBACK}:{self.port}"
         settings = {
             "process.roles": "broker,controller",
             "node.id": "1",
@@ -161,14 +217,25 @@ class KafkaServer(LocalServer):
             "broker.heartbeat.interval.ms": "500",
         }
         if self.security:
-            listeners += f",INTERNAL://{LOOPBACK}:{self.internal_port}"
-            settings["inter.broker.listener.name"] = "INTERNAL"
             settings |= self.security.properties(self._keystore_path if self.security.certificate else None)
-        else:
-            settings["inter.broker.listener.name"] = "CLIENT"
-        settings["listeners"] = f"{listeners},CONTROLLER://{LOOPBACK}:{self.controller_port}"
-        settings["advertised.listeners"] = listeners
-        return settings | self.extra
+        if self.node:
+            settings |= self.node.properties()
+        return settings | self._listeners() | self.extra
+
+    def _listeners(self) -> dict[str, str]:
+        listeners = {"CLIENT": self.port}
+        advertised = {"CLIENT": self.advertised_port}
+        if self.internal_port != self.port:
+            listeners["INTERNAL"] = self.internal_port
+            advertised["INTERNAL"] = self.peer_advertised_port
+        between = list(listeners)[-1]
+        if self.node is None or self.node.is_controller:
+            listeners["CONTROLLER"] = self.controller_port
+        return {
+            "inter.broker.listener.name": between,
+            "listeners": _addresses(listeners),
+            "advertised.listeners": _addresses(advertised),
+        }
 
     @property
     def _keystore_path(self) -> Path:
@@ -203,8 +270,8 @@ class KafkaServer(LocalServer):
     def _format(self, java: Java) -> None:
         # Whatever an interrupted format left behind.
         shutil.rmtree(self.data_dir / "log", ignore_errors=True)
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        arguments = ["format", "-t", cluster, "-c", str(self._properties_path)]
+        cluster_id = self.node.cluster_id if self.node else new_cluster_id()
+        arguments = ["format", "-t", cluster_id, "-c", str(self._properties_path)]
         for user, password in (self.security.scram_users if self.security else {}).items():
             arguments += ["--add-scram", f"SCRAM-SHA-512=[name={user},password={password}]"]
         done = subprocess.run(
@@ -268,6 +335,10 @@ class KafkaServer(LocalServer):
         except (OSError, struct.error):
             return f"no answer on port {self.internal_port}"
         return None if count else "the broker has not joined its own cluster"
+
+
+def _addresses(ports: Mapping[str, int]) -> str:
+    return ",".join(f"{name}://{LOOPBACK}:{port}" for name, port in ports.items())
 
 
 def class_cache_path(java: Java) -> Path:
