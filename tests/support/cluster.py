@@ -1,0 +1,327 @@
+"""A whole cluster that faults can be done to: brokers behind proxies, Triton, the key service, risk workers.
+
+Each part is a process of its own. The cluster serves many tests; a test has topics and workers of its own.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from infra.local import layout
+from infra.local.kafka import KafkaNode, KafkaServer, broker_count, new_cluster_id
+from infra.local.ports import free_ports
+from infra.local.process import dies_with_us
+from infra.local.server import LocalServer
+from infra.local.triton import TritonServer
+from tests.support.disk import SmallDisk, can_mount, small_disk
+from tests.support.keys import KeysProcess, running_keys_service
+from tests.support.proxy import Network
+from tests.support.risk import RiskUnderTest
+from tests.support.servers import READY_WITHIN_S, KafkaUnderTest, running_server
+from tests.support.shifted_clock import make_shift_file
+
+BANK = "bank"
+CLOCK = "tests.support.shifted_clock"
+_BROKER_DISK_MB = 384
+_WORKER_DISK_MB = 64
+_POLL_S = 0.05
+# What a cluster that is broken all the time waits for, and what a machine in order would not notice.
+_PROPERTIES = {
+    "file.delete.delay.ms": "1000",
+    "log.segment.delete.delay.ms": "1000",
+    # A broker that is stopped in order says so first; without it the others wait for its session.
+    "controlled.shutdown.enable": "true",
+}
+
+
+@dataclass
+class Broker:
+    """One broker: its process, its proxies' names, and its disk where one can be mounted."""
+
+    name: str
+    server: KafkaServer
+    disk: SmallDisk | None
+
+    @property
+    def peers(self) -> tuple[str, str]:
+        """The proxies by which other brokers reach it: as a replica and as a controller."""
+        return f"{self.name}/peers", f"{self.name}/controller"
+
+
+class ClusterUnderTest(KafkaUnderTest):
+    """The brokers as a test's clients see them, through the proxies; topics are kept on all of them."""
+
+    def __init__(self, brokers: Sequence[Broker]) -> None:
+        super().__init__(brokers[0].server)
+        self._brokers = brokers
+        self.bootstrap_servers = ",".join(each.server.bootstrap_servers for each in brokers)
+
+    def make_topic(
+        self, name: str = "topic", partitions: int = 4, config: Mapping[str, str] | None = None
+    ) -> str:
+        """Make a topic under a unique name, a copy on each broker."""
+        from confluent_kafka.admin import NewTopic
+
+        topic = self.unique(name)
+        new = NewTopic(
+            topic,
+            num_partitions=partitions,
+            replication_factor=min(len(self._brokers), 3),
+            config=dict(config or {}),
+        )
+        admin = self._admin()
+        admin.create_topics([new], operation_timeout=30)[topic].result(timeout=30)
+        return topic
+
+    def delete_topics(self, topics: Sequence[str]) -> None:
+        """Give back the space of a test that is over."""
+        admin = self._admin()
+        for done in admin.delete_topics(list(topics), operation_timeout=10).values():
+            done.exception(timeout=30)
+
+    def _admin(self) -> Any:
+        from confluent_kafka.admin import AdminClient
+
+        servers = ",".join(each.server.internal_bootstrap_servers for each in self._brokers)
+        return AdminClient({"bootstrap.servers": servers})
+
+
+@dataclass
+class ClusterWorker(RiskUnderTest):
+    """A risk worker with a clock of its own; several of one group share the `topics` of the first."""
+
+    first: "ClusterWorker | None" = None
+    name: str = "worker-0"
+    disk: SmallDisk | None = None
+    # Whether somebody (a supervisor, in a bank) starts it again when it ends.
+    wanted: bool = False
+    exit_codes: list[int] = field(default_factory=list)
+    module: str = "services.risk"
+
+    def __post_init__(self) -> None:
+        if self.first is None:
+            super().__post_init__()
+        else:
+            self.topics, self.kafka_settings = self.first.topics, self.first.kafka_settings
+            self.directory.mkdir(parents=True, exist_ok=True)
+        self.clock_file = make_shift_file(self.directory / "clock")
+
+    @property
+    def data_dir(self) -> Path:
+        return self.directory / "data"
+
+    def start(self, *, wait: bool = True) -> "ClusterWorker":
+        """Start the process; with `wait` return once it decides. It ends with the thread that started it."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("WEIR_")}
+        environment["WEIR_CONFIG"] = str(self.config())
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*dies_with_us(), sys.executable, "-m", CLOCK, str(self.clock_file), self.module],
+                env=environment,
+                stdout=log,
+                stderr=log,
+                cwd=layout.ROOT,
+            )
+        self.wanted = True
+        if wait:
+            self.wait_ready()
+        return self
+
+    def wait_ready(self, deadline_s: float = 60.0) -> None:
+        """Return once it says that it decides."""
+        ends_s = time.monotonic() + deadline_s
+        while not self.health().get("ready"):
+            assert self.process is not None
+            if self.process.poll() is not None or time.monotonic() > ends_s:
+                raise AssertionError(f"{self.name} did not start:\n{self.log_text()[-4000:]}")
+            time.sleep(_POLL_S)
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def signal(self, number: signal.Signals) -> None:
+        if self.running:
+            assert self.process is not None
+            self.process.send_signal(number)
+
+    def kill(self) -> None:
+        self.wanted = False
+        super().kill()
+
+    def stop(self) -> int:
+        self.wanted = False
+        return super().stop()
+
+
+class Cluster:
+    """Brokers, Triton and the key service, all running; `workers` gives risk workers over them.
+
+    Attributes:
+        network: the links between workers, brokers and the bank; the proxies' names are the brokers' and,
+            between brokers, `Broker.peers`.
+        has_disks: whether disks can be filled here; only root can mount them.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        brokers: Sequence[Broker],
+        network: Network,
+        triton: TritonServer,
+        keys: KeysProcess,
+    ) -> None:
+        self.folder, self.brokers, self.network = folder, brokers, network
+        self.triton, self.keys = triton, keys
+        self.kafka = ClusterUnderTest(brokers)
+        self.workers_now: list[ClusterWorker] = []
+        self._count = 0
+
+    @property
+    def has_disks(self) -> bool:
+        return all(each.disk is not None for each in self.brokers)
+
+    def broker(self, name: str) -> Broker:
+        return next(each for each in self.brokers if each.name == name)
+
+    @contextmanager
+    def workers(self, count: int, *, partitions: int = 4, **overrides: Any) -> Iterator[list[ClusterWorker]]:
+        """Workers of one group, not yet started, on topics of their own; all is gone when the block ends."""
+        self._count += 1
+        folder = self.folder / f"run-{self._count}"
+        with ExitStack() as stack:
+            workers: list[ClusterWorker] = []
+            for number in range(count):
+                directory = folder / f"worker-{number}"
+                worker = ClusterWorker(
+                    directory,
+                    self.kafka,
+                    self.keys,
+                    self.triton.endpoint,
+                    layout.MODEL_SOURCES,
+                    overrides=dict(overrides),
+                    partitions=partitions,
+                    first=workers[0] if workers else None,
+                    name=f"worker-{number}",
+                )
+                if self.has_disks:
+                    worker.disk = stack.enter_context(small_disk(worker.data_dir, _WORKER_DISK_MB))
+                workers.append(worker)
+            self.workers_now = workers
+            try:
+                yield workers
+            finally:
+                for worker in workers:
+                    worker.signal(signal.SIGCONT)
+                    worker.kill()
+                self.workers_now = []
+
+    def processes(self) -> dict[int, str]:
+        """Process id to name, of all that have links of their own."""
+        found = {os.getpid(): BANK, **broker_processes(self.brokers)}
+        return found | {each.process.pid: each.name for each in self.workers_now if each.process}
+
+    def mend(self) -> None:
+        """Put everything right that a fault may have left: links, disks, stopped processes, dead ones."""
+        self.network.mend()
+        for broker in self.brokers:
+            if broker.disk is not None:
+                broker.disk.free()
+        for server in (*(each.server for each in self.brokers), self.triton):
+            signal_server(server, signal.SIGCONT)
+            if server.pid is None:
+                server.kill()
+                server.start()
+        if self.keys.process is None or self.keys.process.poll() is not None:
+            self.keys.start()
+
+    def wait_whole(self, deadline_s: float = READY_WITHIN_S) -> None:
+        """Return once every broker, Triton and the key service answer."""
+        ends_s = time.monotonic() + deadline_s
+        for broker in self.brokers:
+            broker.server.wait_ready(deadline_s)
+        self.triton.wait_ready(deadline_s)
+        while missing := self._not_whole():
+            assert time.monotonic() < ends_s, f"not whole after {deadline_s} s: {missing}"
+            time.sleep(_POLL_S)
+
+    def _not_whole(self) -> str:
+        for broker in self.brokers:
+            try:
+                count = broker_count(broker.server.internal_port)
+            except OSError:
+                return f"{broker.name} does not answer"
+            if count != len(self.brokers):
+                return f"{broker.name} knows {count} brokers of {len(self.brokers)}"
+        return ""
+
+
+def broker_processes(brokers: Sequence[Broker]) -> dict[int, str]:
+    """Process id to name, of those that run."""
+    return {each.server.pid: each.name for each in brokers if each.server.pid}
+
+
+def signal_server(server: LocalServer, number: signal.Signals) -> None:
+    """Send a signal to a server and to what it started."""
+    if server.pid is not None:
+        os.killpg(server.pid, number)
+
+
+@contextmanager
+def running_cluster(folder: Path, node_count: int = 1) -> Iterator[Cluster]:
+    """A cluster of `node_count` brokers, ready; it is gone when the block ends."""
+    with ExitStack() as stack:
+        cluster: Cluster | None = None
+        brokers: list[Broker] = []
+        network = stack.enter_context(
+            Network(lambda: cluster.processes() if cluster else broker_processes(brokers))
+        )
+        brokers += _brokers(folder, node_count, network, stack)
+        for broker in brokers:
+            broker.server.start()
+            stack.callback(broker.server.stop, 1.0)
+        triton = TritonServer(layout.MODEL_SOURCES, folder / "triton.log", staged=folder / "models")
+        stack.enter_context(running_server(triton))
+        keys = stack.enter_context(running_keys_service(folder / "keys"))
+        cluster = Cluster(folder, brokers, network, triton, keys)
+        cluster.wait_whole()
+        yield cluster
+
+
+def _brokers(folder: Path, count: int, network: Network, stack: ExitStack) -> list[Broker]:
+    ports = free_ports(2 * count)
+    disks = can_mount()
+    cluster_id = new_cluster_id()
+    names = [f"broker-{number}" for number in range(1, count + 1)]
+    controllers = dict(zip(names, ports[:count], strict=True))
+    # A cluster of one talks to itself directly.
+    reached = {
+        number: network.proxy(f"{name}/controller", controllers[name]) if count > 1 else controllers[name]
+        for number, name in enumerate(names, 1)
+    }
+    brokers = []
+    for number, name in enumerate(names, 1):
+        data_dir = folder / name
+        disk = stack.enter_context(small_disk(data_dir, _BROKER_DISK_MB)) if disks else None
+        client_port = ports[count + number - 1]
+        server = KafkaServer(
+            data_dir,
+            folder / f"{name}.log",
+            port=client_port,
+            controller_port=controllers[name],
+            heap_mb=320,
+            node=KafkaNode(number, count, cluster_id, reached),
+            advertised_port=network.proxy(name, client_port),
+            properties=_PROPERTIES,
+        )
+        if count > 1:
+            server.peer_advertised_port = network.proxy(f"{name}/peers", server.internal_port)
+        brokers.append(Broker(name, server, disk))
+    return brokers
