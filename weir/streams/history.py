@@ -8,7 +8,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import for_code
 from aiokafka.protocol.metadata import MetadataRequest
 
-from weir.client.connection import one_line
+from weir.client.connection import one_line, stop
 from weir.config import KafkaSettings
 from weir.kafka_options import client_options, connect
 from weir.streams.batch import RecordBatch
@@ -88,19 +88,58 @@ async def read_until(
                 consumer.seek(tp, start.offset)
                 left[tp] = end
         consumer.pause(*(tp for tp in wanted if tp not in left))
-        while left:
-            fetched = await consumer.getmany(*left, timeout_ms=_POLL_MS)
-            for tp, records in fetched.items():
-                part = [record for record in records if record.offset < left[tp]]
-                if part:
-                    yield RecordBatch(tp.topic, tp.partition, part)
-            for tp in list(left):
-                # The position also passes transaction markers, which are never handed out.
-                if await consumer.position(tp) >= left[tp]:
-                    consumer.pause(tp)
-                    del left[tp]
+        async for batch in _until(consumer, left):
+            yield batch
     finally:
-        await consumer.stop()
+        await stop(consumer)
+
+
+async def end_offsets(settings: KafkaSettings, topic: str, client_id: str) -> dict[int, int]:
+    """Of each partition the offset up to which everything is committed or aborted (the last stable offset)."""
+    consumer = await open_consumer(settings, client_id)
+    try:
+        with one_line(settings, topic):
+            tps = await partitions(consumer, topic)
+            consumer.assign(tps)
+            ends = await consumer.end_offsets(tps)
+        return {tp.partition: end for tp, end in ends.items()}
+    finally:
+        await stop(consumer)
+
+
+async def read_range(
+    settings: KafkaSettings, topic: str, starts: Mapping[int, int], ends: Mapping[int, int], client_id: str
+) -> AsyncIterator[RecordBatch]:
+    """Batches of each partition in `ends`, from its start (or the oldest record) up to, not including, its end."""
+    consumer = await open_consumer(settings, client_id)
+    try:
+        left = {TopicPartition(topic, partition): end for partition, end in ends.items()}
+        consumer.assign(list(left))
+        oldest = await consumer.beginning_offsets(list(left))
+        for tp in list(left):
+            start = max(starts.get(tp.partition, 0), oldest[tp])
+            consumer.seek(tp, start)
+            if start >= left[tp]:
+                consumer.pause(tp)
+                del left[tp]
+        async for batch in _until(consumer, left):
+            yield batch
+    finally:
+        await stop(consumer)
+
+
+async def _until(consumer: AIOKafkaConsumer, left: dict[TopicPartition, int]) -> AsyncIterator[RecordBatch]:
+    while left:
+        fetched: dict[TopicPartition, list[Any]] = await consumer.getmany(*left, timeout_ms=_POLL_MS)
+        for tp, records in fetched.items():
+            part = [record for record in records if record.offset < left[tp]]
+            if part:
+                yield RecordBatch(tp.topic, tp.partition, part)
+        for tp in list(left):
+            # The position also passes transaction markers, which are never handed out.
+            if await consumer.position(tp) >= left[tp]:
+                consumer.pause(tp)
+                del left[tp]
 
 
 class Broadcast:

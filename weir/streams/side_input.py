@@ -7,6 +7,7 @@ the state's positions are older than what was taken: `rewind` reads them again.
 import asyncio
 from collections import deque
 from collections.abc import Mapping
+from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
@@ -59,13 +60,13 @@ class SideInput:
         self._fetched = {}
         self._arrivals.set()
 
-    def take(self) -> list[RecordBatch]:
-        """What has come since the last call, each partition in order."""
+    def take(self) -> tuple[list[RecordBatch], dict[int, int]]:
+        """What has come since the last call, each partition in order, and the positions after it."""
         taken = list(self._waiting)
         self._waiting.clear()
         self._rows = 0
         self._arrivals.set()
-        return taken
+        return taken, dict(self._fetched)
 
     @property
     def has_some(self) -> bool:
@@ -78,18 +79,6 @@ class SideInput:
             await self._changed.wait_for(
                 lambda: all(self._fetched.get(number, 0) >= offset for number, offset in floor.items())
             )
-
-    async def reach_end(self) -> None:
-        """Return when all that the topic held when this was called waits to be taken, or was."""
-        consumer = await open_consumer(self._settings, f"{self._client_id}-end")
-        try:
-            with one_line(self._settings, self.topic):
-                tps = await partitions(consumer, self.topic)
-                consumer.assign(tps)
-                ends = await consumer.end_offsets(tps)
-        finally:
-            await stop(consumer)
-        await self.reach({tp.partition: end for tp, end in ends.items() if end > 0})
 
     async def follow(self) -> None:
         """Fetch until cancelled; begins with the first `rewind`.
@@ -133,12 +122,7 @@ class SideInput:
                     await self._arrivals.wait()
                     continue
                 fetched = await consumer.getmany(timeout_ms=_POLL_MS, max_records=self._rows_max)
-                if not self._rewound:
-                    for tp, records in fetched.items():
-                        if records:
-                            self._waiting.append(RecordBatch(tp.topic, tp.partition, records))
-                            self._rows += len(records)
-                    await self._note_positions(consumer, tps)
+                await self._note_positions(consumer, tps, fetched)
         finally:
             await stop(consumer)
 
@@ -155,13 +139,23 @@ class SideInput:
                 start = starts.get(tp)
                 consumer.seek(tp, start.offset if start is not None else ends[tp])
 
-    async def _note_positions(self, consumer: AIOKafkaConsumer, tps: list[TopicPartition]) -> None:
+    async def _note_positions(
+        self,
+        consumer: AIOKafkaConsumer,
+        tps: list[TopicPartition],
+        fetched: Mapping[TopicPartition, list[Any]] = {},  # noqa: B006 - never changed
+    ) -> None:
         # A position passes the markers of transactions, which are never handed out.
         positions = {tp.partition: await consumer.position(tp) for tp in tps}
-        if not self._rewound:
-            self._fetched = positions
-            async with self._changed:
-                self._changed.notify_all()
+        if self._rewound:
+            return
+        for tp, records in fetched.items():
+            if records:
+                self._waiting.append(RecordBatch(tp.topic, tp.partition, records))
+                self._rows += len(records)
+        self._fetched = positions
+        async with self._changed:
+            self._changed.notify_all()
 
     @property
     def _rewound(self) -> bool:
