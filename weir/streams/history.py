@@ -95,7 +95,7 @@ async def read_until(
 
 
 async def end_offsets(settings: KafkaSettings, topic: str, client_id: str) -> dict[int, int]:
-    """Of each partition the offset up to which everything is committed or aborted (the last stable offset)."""
+    """Of each partition the last stable offset: what is before it is committed or aborted."""
     consumer = await open_consumer(settings, client_id)
     try:
         with one_line(settings, topic):
@@ -110,7 +110,7 @@ async def end_offsets(settings: KafkaSettings, topic: str, client_id: str) -> di
 async def read_range(
     settings: KafkaSettings, topic: str, starts: Mapping[int, int], ends: Mapping[int, int], client_id: str
 ) -> AsyncIterator[RecordBatch]:
-    """Batches of each partition in `ends`, from its start (or the oldest record) up to, not including, its end."""
+    """Batches of each partition in `ends`, from its start (or the oldest record) to before its end."""
     consumer = await open_consumer(settings, client_id)
     try:
         left = {TopicPartition(topic, partition): end for partition, end in ends.items()}

@@ -8,12 +8,12 @@ is awaited beside the next group's reading. Groups are delivered in the order in
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from time import perf_counter
 from typing import Any
 
 from weir.streams.batch import BatchGroup
-from weir.streams.ports import Delivery, Done, Processor, Taken
+from weir.streams.ports import Delivery, Done, Place, Processor, Taken
 
 
 class Pipeline:
@@ -35,10 +35,9 @@ class Pipeline:
         self._processor, self._delivery, self._on_failure = processor, delivery, on_failure
         self._rows_free, self._rows_max = rows_in_flight_max, rows_in_flight_max
         self._some_free = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._moved = asyncio.Event()
         self._last_turn: asyncio.Event | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], tuple[int, BatchGroup]] = {}
         self._epoch = 0
 
     async def submit(self, taken: Sequence[Taken]) -> None:
@@ -54,11 +53,10 @@ class Pipeline:
         epoch = self._epoch
         read = self._processor.read(epoch, group)
         self._rows_free -= row_count
-        self._idle.clear()
         before, turn = self._last_turn, asyncio.Event()
         self._last_turn = turn
         task = asyncio.create_task(self._conclude(epoch, taken, group, read, before, turn))
-        self._tasks.add(task)
+        self._tasks[task] = (epoch, group)
         task.add_done_callback(lambda done: self._concluded(done, row_count))
 
     async def _conclude(
@@ -85,9 +83,8 @@ class Pipeline:
     def _concluded(self, task: "asyncio.Task[None]", row_count: int) -> None:
         self._rows_free += row_count
         self._some_free.set()
-        self._tasks.discard(task)
-        if not self._tasks:
-            self._idle.set()
+        del self._tasks[task]
+        self._moved.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             self._on_failure(error)
 
@@ -96,13 +93,24 @@ class Pipeline:
         """Groups read and not yet delivered."""
         return len(self._tasks)
 
-    async def wait_idle(self) -> None:
-        """Return once every group that was read has been delivered; forever, when one failed."""
-        await self._idle.wait()
+    def holds(self, places: Collection[Place]) -> bool:
+        """Whether a group in flight has a batch of these."""
+        return any(
+            (batch.topic, batch.partition) in places
+            for _, group in self._tasks.values()
+            for batch in group.batches
+        )
+
+    async def delivered(self) -> None:
+        """Return once every group that was read by now has been delivered; never, when one failed."""
+        last = self._epoch
+        while any(epoch <= last for epoch, _ in self._tasks.values()):
+            self._moved.clear()
+            await self._moved.wait()
 
     async def cancel(self) -> None:
         """End every group where it stands; what they changed is still in the state."""
-        tasks = set(self._tasks)
+        tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         if tasks:

@@ -143,7 +143,7 @@ class SideInput:
         self,
         consumer: AIOKafkaConsumer,
         tps: list[TopicPartition],
-        fetched: Mapping[TopicPartition, list[Any]] = {},  # noqa: B006 - never changed
+        fetched: Mapping[TopicPartition, list[Any]] = {},
     ) -> None:
         # A position passes the markers of transactions, which are never handed out.
         positions = {tp.partition: await consumer.position(tp) for tp in tps}
