@@ -126,6 +126,12 @@ class TopicSettings(WeirSettings):
     labels: str = Field("bank.labels", description="what came out about them, from the bank")
     decisions: str = Field("weir.decisions", description="decisions, sealed")
     risk_dlq: str = Field("weir.risk.dlq", description="dead letters of the risk service, sealed")
+    risk_accounts: str = Field(
+        "weir.risk.accounts", description="changelog of the account windows, by pseudonym; compacted"
+    )
+    risk_journal: str = Field(
+        "weir.risk.journal", description="what each batch was decided on; shares the terminals' windows"
+    )
     partitions: int = Field(4, ge=1, le=10_000, description="of a topic that is made")
     replication_factor: int = Field(1, ge=1, le=16, description="of a topic that is made")
 

@@ -27,6 +27,7 @@ class Resource(StrEnum):
 
     TOPIC = "topic"
     GROUP = "group"
+    TRANSACTIONAL_ID = "transactional-id"
     CLUSTER = "cluster"
 
 
@@ -48,6 +49,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     operations: tuple[Operation, ...]
     topics: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
+    transactional_ids: tuple[str, ...] = ()
     cluster: bool = False
 
 
@@ -91,7 +93,7 @@ def read_matrix(path: Path = MATRIX) -> Matrix:
 
 def names_of(topics: TopicSettings) -> dict[str, str]:
     """The default name of each topic to the one that a bank has given it, for `rights`."""
-    fields = ("transactions", "labels", "decisions", "risk_dlq")
+    fields = ("transactions", "labels", "decisions", "risk_dlq", "risk_accounts", "risk_journal")
     return {str(TopicSettings.model_fields[name].default): str(getattr(topics, name)) for name in fields}
 
 
@@ -122,6 +124,10 @@ def rights(
 def _resources(rule: Rule, names: Mapping[str, str]) -> Iterator[tuple[Resource, str]]:
     yield from ((Resource.TOPIC, names.get(name, name)) for name in rule.topics)
     yield from ((Resource.GROUP, names.get(name, name)) for name in rule.groups)
+    for name in rule.transactional_ids:
+        # They begin with the group's name.
+        group = name.removesuffix(".*")
+        yield Resource.TRANSACTIONAL_ID, names.get(group, group) + name[len(group) :]
     if rule.cluster:
         yield Resource.CLUSTER, CLUSTER
 
@@ -139,6 +145,7 @@ def bindings(wanted: Sequence[Right]) -> list[Any]:
     kinds = {
         Resource.TOPIC: ResourceType.TOPIC,
         Resource.GROUP: ResourceType.GROUP,
+        Resource.TRANSACTIONAL_ID: ResourceType.TRANSACTIONAL_ID,
         Resource.CLUSTER: ResourceType.BROKER,
     }
     return [

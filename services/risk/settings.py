@@ -38,15 +38,32 @@ class RiskSettings(WeirSettings):
     reasons: Path = Field(HERE / "reasons.toml", description="the reviewed text of each feature's reason")
     rates: dict[str, float] = Field(DEFAULT_RATES, description="ISO 4217 code to home currency")
     score_deadline_ms: int = Field(250, ge=1, le=60_000, description="then rules decide, degraded")
+    processing_guarantee: str = Field(
+        "exactly_once",
+        pattern="^(exactly_once|at_least_once)$",
+        description="exactly_once, or at_least_once: a little sooner, and after a failure some come twice",
+    )
+    transaction_rows_max: int = Field(
+        4000, ge=1, le=100_000, description="records decided in one transaction, about"
+    )
+    transaction_timeout_s: float = Field(
+        10.0, ge=1, le=900, description="then the broker aborts what a silent worker left open"
+    )
     batch_rows_max: int = Field(2000, ge=1, le=100_000, description="records of one fetch")
     gather_ms: float = Field(
         1.0, ge=0, le=100, description="how long an idle worker waits for a fetch's other partitions"
     )
     rows_in_flight_max: int = Field(8000, ge=1, le=1_000_000, description="between features and delivery")
     model_rows_max: int = Field(1024, ge=1, le=4096, description="rows of one call; more is split")
-    accounts_max: int = Field(2_000_000, ge=1000, description="accounts held in memory")
-    terminals_max: int = Field(500_000, ge=1000, description="terminals held in memory")
-    restore_days: int = Field(31, ge=0, le=400, description="history read at start to fill the windows")
+    accounts_max: int = Field(2_000_000, ge=1000, description="accounts of all partitions, in memory")
+    terminals_max: int = Field(500_000, ge=1000, description="terminals, in every worker's memory")
+    restore_days: int = Field(
+        31, ge=0, le=400, description="of the input, read when there is neither snapshot nor changelog"
+    )
+    snapshot_interval_s: float = Field(60.0, ge=1, le=86_400, description="between snapshots of the state")
+    standby_replicas: int = Field(
+        0, ge=0, le=8, description="other workers that keep a partition's state warm"
+    )
     drain_deadline_s: float = Field(10.0, gt=0, le=300, description="for a rebalance or a stop")
     session_timeout_s: float = Field(
         15.0, ge=6, le=300, description="until a silent worker's partitions are given to another"
@@ -55,4 +72,4 @@ class RiskSettings(WeirSettings):
     metrics_host: str = Field("127.0.0.1", description="address of /metrics and /healthz")
     metrics_port: Port = Field(9101, description="/metrics and /healthz")
     web_port: Port | None = Field(None, description="Faust's own web views; None leaves them off")
-    data_dir: Path = Field(Path(".weir/data/risk"), description="Faust's working folder")
+    data_dir: Path = Field(Path(".weir/data/risk"), description="snapshots; one worker's own")

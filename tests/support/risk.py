@@ -17,7 +17,7 @@ from infra.local import layout
 from infra.local.ports import free_port
 from tests.support.keys import KeysProcess
 from tests.support.servers import KafkaUnderTest
-from weir.cli.topics import DEAD_LETTER_CONFIG
+from weir.cli.topics import ACCOUNTS_CONFIG, DEAD_LETTER_CONFIG
 from weir.config import KafkaSettings, KeyServiceSettings, TopicSettings
 
 START_DEADLINE_S = 60.0
@@ -46,6 +46,8 @@ class RiskUnderTest:
             labels=make("bank.labels", self.partitions),
             decisions=make("weir.decisions", self.partitions),
             risk_dlq=make("weir.risk.dlq", self.partitions, DEAD_LETTER_CONFIG),
+            risk_accounts=make("weir.risk.accounts", self.partitions, ACCOUNTS_CONFIG),
+            risk_journal=make("weir.risk.journal", self.partitions),
             partitions=self.partitions,
         )
         self.kafka_settings = KafkaSettings(bootstrap_servers=self.kafka.bootstrap_servers)

@@ -16,8 +16,16 @@ from weir.config import KafkaSettings, TopicSettings
 from weir.errors import AccessDenied, MissingPart, NeighbourUnavailable, WeirError
 from weir.kafka_options import client_options, connect
 
-# A worker that starts reads its windows back from these topics: 31 days, labels twice as far. Kafka keeps 7.
-_KEPT = {"retention.ms": str(70 * 86_400_000)}
+_DAY_MS = 86_400_000
+# What windows can be built from again: 31 days, labels twice as far. Kafka keeps 7.
+_KEPT = {"retention.ms": str(70 * _DAY_MS)}
+# The newest row of each account; one that was not touched for so long is in no window any more.
+ACCOUNTS_CONFIG = {
+    "cleanup.policy": "compact,delete",
+    "retention.ms": str(70 * _DAY_MS),
+    "segment.ms": str(_DAY_MS),
+    "min.cleanable.dirty.ratio": "0.3",
+}
 # A dead letter holds all of its original, which may be as large as a broker takes by default, and more.
 DEAD_LETTER_CONFIG = {"max.message.bytes": str(2 * 1024 * 1024)}
 
@@ -61,7 +69,14 @@ class Topic:
 
 def wanted(settings: TopicSettings) -> list[str]:
     """The names of every topic that Weir reads or writes."""
-    return [settings.transactions, settings.labels, settings.decisions, settings.risk_dlq]
+    return [
+        settings.transactions,
+        settings.labels,
+        settings.decisions,
+        settings.risk_dlq,
+        settings.risk_accounts,
+        settings.risk_journal,
+    ]
 
 
 @asynccontextmanager
@@ -135,6 +150,8 @@ async def create_missing(settings: KafkaSettings, topics: TopicSettings) -> list
             topics.transactions: _KEPT,
             topics.labels: _KEPT,
             topics.risk_dlq: DEAD_LETTER_CONFIG,
+            topics.risk_accounts: ACCOUNTS_CONFIG,
+            topics.risk_journal: _KEPT,
         }
         answer = await client.create_topics(
             [
