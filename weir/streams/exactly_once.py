@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import Protocol
 
+from weir.kafka.records import AnyOutput
 from weir.obs.log import get_logger
-from weir.streams.output import Output
 from weir.streams.ports import Committed, Done, Place
 
 log = get_logger("weir.streams.exactly_once")
@@ -33,7 +33,7 @@ class Lane(Protocol):
         May be called again after any failure.
         """
 
-    async def produce(self, outputs: Sequence[Output]) -> None:
+    async def produce(self, outputs: Sequence[AnyOutput]) -> None:
         """Return when all is acknowledged."""
 
     async def send_offsets(self, offsets: Mapping[Place, int]) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from weir.kafka.records import AnyOutput
 from weir.streams.batch import BatchGroup, RecordBatch
-from weir.streams.output import Output
 
 Place = tuple[str, int]  # topic and partition
 
@@ -52,7 +52,7 @@ class Done:
 
     epoch: int
     taken: Sequence[Taken]
-    outputs: Sequence[Output]
+    outputs: Sequence[AnyOutput]
     next_offsets: Mapping[Place, int]
 
 
@@ -79,7 +79,7 @@ class Processor(Protocol):
     async def score(self, read: Any) -> Any:
         """Ask a model; no answer is an answer too."""
 
-    async def write(self, group: BatchGroup, read: Any, scored: Any) -> tuple[Sequence[Output], Any]:
+    async def write(self, group: BatchGroup, read: Any, scored: Any) -> tuple[Sequence[AnyOutput], Any]:
         """What is published, and what is counted once it is."""
 
     def counted(self, group: BatchGroup, counts: Any, send_s: float) -> None:
