@@ -29,9 +29,18 @@ def decision_ids(tenant: str, event_ids: Sequence[bytes], kind: str) -> list[byt
     Raises:
         ValueError: `tenant` or `kind` holds a NUL.
     """
+    return _uuid5_of_all(name_prefix(tenant, kind), event_ids)
+
+
+def name_prefix(tenant: str, kind: str) -> bytes:
+    """What is hashed before the event id: the namespace, then tenant and kind, each ended by a NUL.
+
+    Raises:
+        ValueError: `tenant` or `kind` holds a NUL.
+    """
     if "\0" in tenant or "\0" in kind:
         raise ValueError("tenant and kind must not contain NUL")
-    return _uuid5_of_all(f"{tenant}\0{kind}\0".encode(), event_ids)
+    return NAMESPACE.bytes + f"{tenant}\0{kind}\0".encode()
 
 
 def dead_letter_id(topic: str, partition: int, offset: int) -> uuid.UUID:
@@ -40,8 +49,8 @@ def dead_letter_id(topic: str, partition: int, offset: int) -> uuid.UUID:
 
 
 def _uuid5_of_all(prefix: bytes, names: Sequence[bytes]) -> list[bytes]:
-    """UUID version 5 of `prefix + name` for each name; the prefix is hashed once."""
-    start = hashlib.sha1(NAMESPACE.bytes + prefix, usedforsecurity=False)
+    """UUID version 5 of each name; `prefix`, the namespace and what the names begin with, is hashed once."""
+    start = hashlib.sha1(prefix, usedforsecurity=False)
     digests = []
     for name in names:
         state = start.copy()

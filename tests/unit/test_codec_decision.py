@@ -91,7 +91,9 @@ def batches(draw: st.DrawFn) -> tuple[DecisionColumns, list[dict[str, Any]]]:
     model_names = ("model_name", "model_version", "model_sha256", "policy_version", "policy_sha256")
     model = {name: draw(text) for name in model_names}
     topic, feature_spec = draw(text), draw(text)
-    partition = draw(st.integers(0, 2**31 - 1))
+    one_partition = st.integers(0, 2**31 - 1)
+    partition = draw(one_partition | st.just(None))
+    partitions = rows(one_partition) if partition is None else [partition] * n
     timings = StageTimings(*draw(st.lists(INT64, min_size=5, max_size=5)))
     base_logit = draw(st.none() | double)
     degraded, degraded_reason = draw(st.booleans()), draw(st.none() | text)
@@ -115,7 +117,7 @@ def batches(draw: st.DrawFn) -> tuple[DecisionColumns, list[dict[str, Any]]]:
         decided_ms=np.array(row["decided_time"], np.int64),
         row_offset=np.array(row["offset"], np.int64),
         topic=topic,
-        partition=partition,
+        partition=np.array(partitions, np.int64) if partition is None else partition,
         feature_spec=feature_spec,
         timings=timings,
         degraded=degraded,
@@ -147,7 +149,7 @@ def batches(draw: st.DrawFn) -> tuple[DecisionColumns, list[dict[str, Any]]]:
             "decided_time": row["decided_time"][i],
             "feature_ref": {
                 "topic": topic,
-                "partition": partition,
+                "partition": partitions[i],
                 "offset": row["offset"][i],
                 "feature_spec": feature_spec,
             },
@@ -271,6 +273,12 @@ def test_a_large_batch_after_a_small_one_leaves_the_first_as_it_was() -> None:
     assert writer.write(decisions()) == kept
 
 
+def test_a_column_of_decisions_holds_what_the_list_does() -> None:
+    columns = decisions(n=5)
+    assert writer.write_column(columns).to_list() == writer.write(columns)
+    assert len(writer.write_column(decisions(n=0))) == 0
+
+
 WRONG: dict[str, dict[str, Any]] = {
     "differ in length": {"amount": np.zeros(2, np.int64)},
     "decision_id must be": {"decision_id": np.zeros((3, 15), np.uint8)},
@@ -279,6 +287,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "not one of OUTCOMES": {"outcome": np.full(3, 3, np.int8)},
     "that has no id": {"rules": np.full(3, 2, np.uint64), "rule_ids": ["only"]},
     "columns of a batch": {"traceparent": [None]},
+    "of decisions differ": {"partition": np.zeros(2, np.int64)},
 }
 
 

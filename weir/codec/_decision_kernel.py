@@ -16,10 +16,13 @@ SEGMENTS = 6
 
 NO_TEXT = -1  # length of a null string
 
+# What `write_rows` answers when it wrote nothing; below these it is minus the bytes that the batch may take.
+OUTSIDE, NO_REASON = -1, -2
+
 _VARINT_BYTES_MAX = 10
 _UUID_TEXT_BYTES = 36
-# uuid, outcome, four nullable doubles, reason and rule counts and ends, amount, times, offset, trace
-_NUMBERS_BYTES_MAX = _UUID_TEXT_BYTES + 1 + 3 * 9 + 2 * 3 + 11 + 3 * _VARINT_BYTES_MAX + 1
+# uuid, outcome, three nullable doubles, reason and rule counts, amount, times, partition, offset, trace
+_NUMBERS_BYTES_MAX = _UUID_TEXT_BYTES + 1 + 3 * 9 + 2 * 3 + 11 + 4 * _VARINT_BYTES_MAX + 1
 _NAN_BITS = 0x7FF0000000000000
 _SIGN_OFF = 0x7FFFFFFFFFFFFFFF
 
@@ -113,12 +116,12 @@ def _outside(source, start, length):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def bound(  # type: ignore[no-untyped-def]
+def _bound(  # type: ignore[no-untyped-def]
     constant, reason_offset, rule_offset, event, event_start, event_length, account, account_start,
     account_length, currency, currency_start, currency_length, terminal, terminal_start, terminal_length,
     trace, trace_start, trace_length,
 ):  # fmt: skip
-    """Bytes that surely suffice for the batch; -1 when a string lies outside its buffer."""
+    """Bytes that surely suffice for the batch; OUTSIDE when a string lies outside its buffer."""
     reason_bytes_max = 0
     for k in range(0, reason_offset.shape[0] - 1, 2):
         reason_bytes_max = max(reason_bytes_max, reason_offset[k + 2] - reason_offset[k])
@@ -138,7 +141,7 @@ def bound(  # type: ignore[no-untyped-def]
             or _outside(terminal, terminal_start[i], terminal_length[i])
             or (trace_length[i] != NO_TEXT and _outside(trace, trace_start[i], trace_length[i]))
         ):
-            return -1
+            return OUTSIDE
         total += event_length[i] + account_length[i] + currency_length[i] + terminal_length[i]
         total += max(trace_length[i], 0)
     return total
@@ -146,15 +149,35 @@ def bound(  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def write_rows(  # type: ignore[no-untyped-def]
-    out, row_end, constant, segment, reason_text, reason_offset, rule_text, rule_offset, uuid,
+    out, row_start, row_length, constant, segment, reason_text, reason_offset, rule_text, rule_offset, uuid,
     event, event_start, event_length, account, account_start, account_length, currency, currency_start,
     currency_length, terminal, terminal_start, terminal_length, trace, trace_start, trace_length,
     outcome, score_bits, probability_bits, logit_bits, reason_index, contribution_bits, rules, amount,
-    event_ms, decided_ms, row_offset,
+    event_ms, decided_ms, partition, row_offset,
 ):  # fmt: skip
-    """Fill `out` (at least `bound` bytes); `row_end[i]` becomes where row i ends. Indices were checked."""
+    """Fill `out`; `row_start[i]` and `row_length[i]` become where row i lies. The bytes written.
+
+    partition: (n,), or (1,) for all rows.
+    Nothing is written when the answer is OUTSIDE (a string leaves its buffer), NO_REASON (an index points
+    behind the reasons), or less: then `out` must have minus as many bytes.
+    """
+    reasons_max = (reason_offset.shape[0] - 1) // 2
+    for i in range(row_start.shape[0]):
+        for k in range(REASONS_MAX):
+            if reason_index[i, k] >= reasons_max:
+                return NO_REASON
+    size = _bound(
+        constant, reason_offset, rule_offset, event, event_start, event_length, account, account_start,
+        account_length, currency, currency_start, currency_length, terminal, terminal_start, terminal_length,
+        trace, trace_start, trace_length,
+    )  # fmt: skip
+    if size < 0:
+        return size
+    if size > out.shape[0]:
+        return -size
     p = 0
-    for i in range(row_end.shape[0]):
+    for i in range(row_start.shape[0]):
+        row_start[i] = p
         p = _put_bytes(out, p, constant, segment[HEAD], segment[HEAD + 1] - segment[HEAD])
         p = _put_uuid(out, p, uuid[i])
         p = _put_bytes(out, p, constant, segment[TENANT], segment[TENANT + 1] - segment[TENANT])
@@ -201,6 +224,7 @@ def write_rows(  # type: ignore[no-untyped-def]
         p = _put_long(out, p, event_ms[i])
         p = _put_long(out, p, decided_ms[i])
         p = _put_bytes(out, p, constant, segment[MODEL], segment[MODEL + 1] - segment[MODEL])
+        p = _put_long(out, p, partition[i if partition.shape[0] > 1 else 0])
         p = _put_long(out, p, row_offset[i])
         p = _put_bytes(out, p, constant, segment[TAIL], segment[TAIL + 1] - segment[TAIL])
         if trace_length[i] == NO_TEXT:
@@ -209,5 +233,5 @@ def write_rows(  # type: ignore[no-untyped-def]
         else:
             out[p] = 2
             p = _put_text(out, p + 1, trace, trace_start[i], trace_length[i])
-        row_end[i] = p
+        row_length[i] = p - row_start[i]
     return p

@@ -8,6 +8,7 @@ import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,7 +78,7 @@ class StageTimings(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DecisionColumns:
-    """A batch of n decisions of one partition; what all of them share stands once. Checked when made."""
+    """A batch of n decisions; what all of them share stands once. Checked when made."""
 
     decision_id: NDArray[np.uint8]  # (n, 16) uuid bytes
     event_id: StringColumn
@@ -105,7 +106,7 @@ class DecisionColumns:
     policy_version: str
     policy_sha256: str
     topic: str
-    partition: int
+    partition: NDArray[np.int64] | int  # (n,) of each event, or of all
     feature_spec: str
     timings: StageTimings
     degraded: bool
@@ -119,8 +120,10 @@ class DecisionColumns:
             self.row_offset, self.outcome, self.score, self.probability, self.logit, self.rules,
             self.decision_id, self.reason_index, self.reason_contribution,
         )  # fmt: skip
-        if any(len(column) != n for column in rows) or (
-            self.traceparent is not None and len(self.traceparent) != n
+        if (
+            any(len(column) != n for column in rows)
+            or (self.traceparent is not None and len(self.traceparent) != n)
+            or (not isinstance(self.partition, int) and len(self.partition) != n)
         ):
             raise ValueError("columns of a batch of decisions differ in length")
         if self.decision_id.shape != (n, kernel.UUID_BYTES):
@@ -129,7 +132,8 @@ class DecisionColumns:
             raise ValueError(f"reason_index and reason_contribution must be ({n}, {REASONS_MAX})")
         if len(self.rule_ids) > RULES_MAX:
             raise ValueError(f"{len(self.rule_ids)} rules; at most {RULES_MAX} fit")
-        if n and (self.outcome.min() < 0 or self.outcome.max() >= len(OUTCOMES)):
+        # As unsigned bytes, what is below the first lies above the last.
+        if n and np.asarray(self.outcome, np.int8).view(np.uint8).max() >= len(OUTCOMES):
             raise ValueError("an outcome is not one of OUTCOMES")
         if n and len(self.rule_ids) < RULES_MAX and int(self.rules.max()) >> len(self.rule_ids):
             raise ValueError("a rule fired that has no id")
@@ -150,7 +154,6 @@ class DecisionWriter:
             ConfigError: `schema` is not laid out as this writer writes it.
         """
         _check_layout(schema)
-        self.reason_count = len(reasons)
         self._head = header(schema_id) + _long(36)
         texts: list[bytes] = []
         for reason in reasons:
@@ -161,6 +164,8 @@ class DecisionWriter:
         self._reason_text, self._reason_offset = _table(texts)
         self._rule_ids: tuple[str, ...] = ()
         self._rule_table = _table([])
+        self._shared: tuple[object, ...] = ()
+        self._shared_segments: list[bytes] = []
         self._scratch = np.empty(0, np.uint8)
 
     def write(self, c: DecisionColumns) -> list[bytes]:
@@ -169,34 +174,24 @@ class DecisionWriter:
         Raises:
             ValueError: a reason that this writer does not have, or a string outside its buffer.
         """
+        return self.write_column(c).to_list()
+
+    def write_column(self, c: DecisionColumns) -> StringColumn:
+        """`write` as a column over the writer's own buffer: good until it writes again.
+
+        Raises:
+            ValueError: as `write`.
+        """
         n = c.row_count
+        start, length = np.empty(n, np.int64), np.empty(n, np.int64)
         if n == 0:
-            return []
-        reason_index = np.ascontiguousarray(c.reason_index, np.int16)
-        if reason_index.max() >= self.reason_count:
-            raise ValueError("reason_index points behind the writer's reasons")
+            return StringColumn(self._scratch, start, length)
         if tuple(c.rule_ids) != self._rule_ids:
             self._rule_ids = tuple(c.rule_ids)
             self._rule_table = _table([_text(rule) for rule in self._rule_ids])
         rule_text, rule_offset = self._rule_table
         constant, segment = _table(self._constants(c))
-        trace = _nullable(c.traceparent, n)
-        texts = (
-            *_parts(c.event_id),
-            *_parts(c.account_id),
-            *_parts(c.currency),
-            *_parts(c.terminal_id),
-            *trace,
-        )
-        size = kernel.bound(constant, self._reason_offset, rule_offset, *texts)
-        if size < 0:
-            raise ValueError("a string of the batch lies outside its buffer")
-        if size > len(self._scratch):
-            self._scratch = np.empty(size, np.uint8)
-        row_end = np.empty(n, np.int64)
-        kernel.write_rows(
-            self._scratch,
-            row_end,
+        columns = (
             constant,
             segment,
             self._reason_text,
@@ -204,34 +199,55 @@ class DecisionWriter:
             rule_text,
             rule_offset,
             np.ascontiguousarray(c.decision_id, np.uint8),
-            *texts,
+            *_parts(c.event_id),
+            *_parts(c.account_id),
+            *_parts(c.currency),
+            *_parts(c.terminal_id),
+            *_nullable(c.traceparent, n),
             np.ascontiguousarray(c.outcome, np.int8),
             _bits(c.score),
             _bits(c.probability),
             _bits(c.logit),
-            reason_index,
+            np.ascontiguousarray(c.reason_index, np.int16),
             _bits(c.reason_contribution),
             np.ascontiguousarray(c.rules, np.uint64),
             np.ascontiguousarray(c.amount, np.int64),
             np.ascontiguousarray(c.event_ms, np.int64),
             np.ascontiguousarray(c.decided_ms, np.int64),
+            np.array([c.partition], np.int64)
+            if isinstance(c.partition, int)
+            else np.ascontiguousarray(c.partition, np.int64),
             np.ascontiguousarray(c.row_offset, np.int64),
         )
-        ends = row_end.tolist()
-        written = self._scratch[: ends[-1]].tobytes()
-        return [written[a:b] for a, b in zip([0, *ends[:-1]], ends, strict=True)]
+        written = kernel.write_rows(self._scratch, start, length, *columns)
+        if written < min(kernel.OUTSIDE, kernel.NO_REASON):
+            self._scratch = np.empty(-written, np.uint8)
+            written = kernel.write_rows(self._scratch, start, length, *columns)
+        if written == kernel.NO_REASON:
+            raise ValueError("reason_index points behind the writer's reasons")
+        if written == kernel.OUTSIDE:
+            raise ValueError("a string of the batch lies outside its buffer")
+        return StringColumn(self._scratch, start, length)
 
     def _constants(self, c: DecisionColumns) -> list[bytes]:
         """The segments of a record that are the same for the whole batch, in the loop's order."""
         model = (c.model_name, c.model_version, c.model_sha256, c.policy_version, c.policy_sha256, c.topic)
-        base_logit = c.base_logit if c.base_logit is not None and not math.isnan(c.base_logit) else None
+        shared = (c.tenant, c.kind, c.base_logit, *model, c.feature_spec)
+        if shared != self._shared:
+            base_logit = c.base_logit if c.base_logit is not None and not math.isnan(c.base_logit) else None
+            self._shared_segments = [
+                self._head,
+                _text(c.tenant),
+                _text(c.kind),
+                b"\x00" if base_logit is None else b"\x02" + struct.pack("<d", base_logit),
+                b"".join(map(_text, model)),
+                _text(c.feature_spec),
+            ]
+            self._shared = shared
+        *before, feature_spec = self._shared_segments
         return [
-            self._head,
-            _text(c.tenant),
-            _text(c.kind),
-            b"\x00" if base_logit is None else b"\x02" + struct.pack("<d", base_logit),
-            b"".join(map(_text, model)) + _long(c.partition),
-            _text(c.feature_spec)
+            *before,
+            feature_spec
             + b"".join(map(_long, c.timings))
             + (b"\x01" if c.degraded else b"\x00")
             + (b"\x00" if c.degraded_reason is None else b"\x02" + _text(c.degraded_reason)),
@@ -255,8 +271,7 @@ def _text(value: str) -> bytes:
 
 def _table(parts: Sequence[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """The parts one after another, and where each begins, with the end."""
-    offset = np.zeros(len(parts) + 1, np.int64)
-    offset[1:] = np.cumsum([len(part) for part in parts])
+    offset = np.array([0, *accumulate(map(len, parts))], np.int64)
     return np.frombuffer(b"".join(parts), np.uint8), offset
 
 

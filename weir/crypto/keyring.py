@@ -13,13 +13,13 @@ it holds until that key's time is over; then it waits. Nothing is ever sent in t
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Self, TypeVar
 
 from weir.config import KeyServiceSettings
 from weir.crypto.client import CALL_TIMEOUT_S, KeyServiceAway, KeyServiceClient
-from weir.crypto.envelope import Opener, Sealer, UnknownKey, sealing_key_id
+from weir.crypto.envelope import Opener, Sealer, Sealing, UnknownKey, sealing_key_id
 from weir.crypto.pseudonym import Pseudonymizer
 from weir.crypto.secret import Compartment, DataKey
 from weir.errors import AccessDenied, NeighbourUnavailable, WeirError
@@ -78,10 +78,8 @@ class LiveSealer(Sealer):
         except TimeoutError:
             raise SealingKeyExpired(self.topic) from None
 
-    def seal_batch(
-        self, plaintexts: Sequence[bytes], record_ids: Sequence[bytes], schema_id: int
-    ) -> list[bytes]:
-        """See `Sealer.seal_batch`.
+    def _current(self) -> Sealing:
+        """What a batch is sealed with.
 
         Raises:
             SealingKeyExpired: `ready()` was not awaited before this batch.
@@ -89,7 +87,7 @@ class LiveSealer(Sealer):
         """
         if not self._usable():
             raise SealingKeyExpired(self.topic)
-        return super().seal_batch(plaintexts, record_ids, schema_id)
+        return super()._current()
 
     async def renew(self, key: DataKey, expires_s: float) -> None:
         """Seals with `key` from the next batch on, until `expires_s` on the clock."""

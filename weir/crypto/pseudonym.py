@@ -3,11 +3,16 @@
 import base64
 import hmac
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from weir.crypto.secret import Secret
+
+if TYPE_CHECKING:
+    from weir.crypto.columns import PseudonymColumns
+    from weir.kafka.records import ByteColumn, Column
 
 KEY_BYTES = 32
 PSEUDONYM_BYTES = 22
@@ -31,6 +36,7 @@ class Pseudonymizer:
         self._half = max(1, cache_entries_max // 2)
         self._young: dict[bytes, bytes] = {}
         self._old: dict[bytes, bytes] = {}
+        self._columns: PseudonymColumns | None = None
         self._hash_key: bytes = HKDF(SHA256(), _HASH_KEY_BYTES, salt=None, info=_HASH_KEY_INFO).derive(
             secret.reveal()
         )
@@ -56,6 +62,18 @@ class Pseudonymizer:
                 get = self._young.get
             out.append(known)
         return out
+
+    def of_column(self, account_ids: "Column") -> "ByteColumn":
+        """`of` each of a column, with a cache of its own; of the extra `services` (numpy, numba).
+
+        Raises:
+            ValueError: a string lies outside its buffer.
+        """
+        from weir.crypto.columns import PseudonymColumns
+
+        if self._columns is None:
+            self._columns = PseudonymColumns(self._secret)
+        return self._columns.of(account_ids)
 
     def _remember(self, account_id: bytes) -> bytes:
         pseudonym = self._old.get(account_id)
