@@ -73,7 +73,8 @@ class Pipeline:
         if before is not None:
             await before.wait()
         begun_s = perf_counter()
-        next_offsets = {(each.topic, each.partition): each.offset_last + 1 for each in group.batches}
+        next_offsets = dict(self._processor.touched(read))
+        next_offsets |= {(each.topic, each.partition): each.offset_last + 1 for each in group.batches}
         delivered = self._delivery.enqueue(Done(epoch, taken, outputs, next_offsets))
         # Only now: a group that failed keeps those behind it from being delivered.
         turn.set()

@@ -76,6 +76,13 @@ class Processor(Protocol):
     def read(self, epoch: int, group: BatchGroup) -> Any:
         """Decode, and change the state under `epoch`; without a pause."""
 
+    def touched(self, read: Any) -> Mapping[Place, int]:
+        """Places whose state the group has changed beside those that it has batches of, and their positions.
+
+        Their offsets are sent too, though they do not move: so the broker refuses the changes of a worker
+        that does not own them any more.
+        """
+
     async def score(self, read: Any) -> Any:
         """Ask a model; no answer is an answer too."""
 
