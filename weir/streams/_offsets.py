@@ -34,6 +34,14 @@ class PartitionOffsets:
             self._done.discard(token)
         return True
 
+    def withdraw(self, token: Hashable) -> None:
+        """The batch was taken back before anyone worked on it."""
+        self._delivered = deque(entry for entry in self._delivered if entry[0] != token)
+
+    def knows(self, token: Hashable) -> bool:
+        """Whether the batch is delivered and was not forgotten, finished in turn or withdrawn since."""
+        return any(token == known for known, _ in self._delivered)
+
     @property
     def committable(self) -> int | None:
         """The offset to commit (the next one to read), or None when nothing is finished yet."""

@@ -6,11 +6,12 @@ from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import faust
-from faust.types import Message
+from faust.types import TP, Message
 
 from weir.config import KafkaSettings
 from weir.errors import WeirError
 from weir.kafka_options import client_options
+from weir.streams.assignor import Warmth
 from weir.streams.batch import RecordBatch
 from weir.streams.transport import BatchTransport
 
@@ -50,6 +51,7 @@ class BatchApp(faust.App):
         drain_deadline_s: how long a rebalance or a stop waits for batches in flight.
         commit_interval_s: between commits of finished batches' offsets.
         session_timeout_s: how long the broker waits for a silent worker before it gives its partitions away.
+        standby_replicas: other members that keep a partition's state warm.
     """
 
     def __init__(
@@ -62,13 +64,14 @@ class BatchApp(faust.App):
         drain_deadline_s: float = 10.0,
         commit_interval_s: float = 1.0,
         session_timeout_s: float = 15.0,
+        standby_replicas: int = 0,
         **options: Any,
     ) -> None:
         self.kafka_settings, self.kafka_options = kafka, client_options(kafka)
         self.batch_topics: set[str] = set()
         # A bank's producer may be transactional; what it aborted must not be decided on.
         self.isolation_level = "read_committed"
-        self.drain_deadline_s = drain_deadline_s
+        self.drain_deadline_s, self.standby_replicas = drain_deadline_s, standby_replicas
         self._crashing: asyncio.Future[None] | None = None
         self.fatal: BaseException | None = None
         self._taken: set[int] = set()
@@ -110,6 +113,31 @@ class BatchApp(faust.App):
             raise SystemExit(error.exit_code) from None
         await super().on_start()
 
+    def warmth(self) -> Warmth:
+        """Override: what is at hand of which state; asked at each join, on the consumer's thread."""
+        return Warmth()
+
+    async def revoked(self, lost: set[TP]) -> None:
+        """Override: finish what is in flight of `lost`; on return it is another's. The rest is read on.
+
+        Nothing of `lost` is handed out any more, and its offsets can be committed until this returns.
+        """
+        consumer = cast(Any, self.consumer)
+        if not await consumer.drained(lost, self.drain_deadline_s):
+            self.log.warning("Batches unfinished after %.1f s: they are read again.", self.drain_deadline_s)
+        await consumer.commit(lost)
+
+    async def evicted(self, lost: set[TP]) -> None:
+        """Override: drop `lost`, which may be another's already; commits of it are refused."""
+
+    async def assigned(self, new: set[TP], kept: set[TP]) -> None:
+        """Override: see to it that each of `new` is begun (`BatchConsumer.begin`); do not wait for it here.
+
+        `kept` is read on, and was all the time. The standbys are in `BatchConsumer.told`.
+        """
+        for tp in sorted(new):
+            await cast(Any, self.consumer).begin(tp)
+
     def give_up(self, error: BaseException) -> None:
         """End the process after an error that nobody here can mend; its supervisor starts it anew."""
         if self.fatal is None:
@@ -125,6 +153,8 @@ class BatchApp(faust.App):
         """The batches of a batch topic, each to be finished by whoever takes it."""
         async for event in stream.noack().events():
             message = event.message
+            if not cast(Any, self.consumer).holds(message):
+                continue
             self._taken.add(id(message))
             yield TakenBatch(self, message)
 

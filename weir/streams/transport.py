@@ -2,15 +2,18 @@
 
 Faust's own consumer makes a message, two tasks and a lock for each record. Here a fetched partition becomes
 one message: its value is the `RecordBatch`, its offset the batch's last. Everything else of Faust (agents,
-assignment, timers, tables, sensors, web, command line) is untouched, and topics that were not declared as
-batch topics are consumed record by record, as always.
+timers, tables, sensors, web, command line) is untouched, and topics that were not declared as batch topics
+are consumed record by record, as always.
+
+An application without Faust tables is a cooperative member of its group (`weir.streams.membership`): it reads
+on through a rebalance, and its app is told what goes (`revoked`, `evicted`) and what comes (`assigned`).
 """
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+import asyncio
+import time
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, cast
 
-import aiokafka
-from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import KafkaError
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, Message
@@ -19,54 +22,14 @@ from mode import Service
 from mode.utils.futures import notify
 
 from weir.client.connection import as_weir
+from weir.streams._consumer_thread import BatchConsumerThread, Fetched
 from weir.streams._offsets import PartitionOffsets
+from weir.streams.assignor import Assignment
 from weir.streams.batch import RecordBatch
+from weir.streams.membership import GroupMember
 
 # How soon a worker that may not join its group hears of it.
 _GROUP_CHECK_S = 1.0
-
-
-class BatchConsumerThread(driver.AIOKafkaConsumerThread):
-    """Faust's consumer thread, its client opened with Weir's own connection options."""
-
-    def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
-        conf, app = self.app.conf, cast(Any, self.app)
-        has_changelogs = bool(app.tables.changelog_topics)
-        self._assignor = (
-            app.assignor if conf.table_standby_replicas > 0 or has_changelogs else RoundRobinPartitionAssignor
-        )
-        return aiokafka.AIOKafkaConsumer(
-            **app.kafka_options,
-            client_id=conf.broker_client_id,
-            group_id=conf.id,
-            group_instance_id=conf.consumer_group_instance_id,
-            partition_assignment_strategy=[self._assignor],
-            enable_auto_commit=False,
-            auto_offset_reset=conf.consumer_auto_offset_reset,
-            max_poll_records=conf.broker_max_poll_records,
-            max_poll_interval_ms=int((conf.broker_max_poll_interval or 300) * 1000),
-            max_partition_fetch_bytes=conf.consumer_max_fetch_size,
-            fetch_max_wait_ms=500,
-            request_timeout_ms=int(conf.broker_request_timeout * 1000),
-            check_crcs=conf.broker_check_crcs,
-            session_timeout_ms=int(conf.broker_session_timeout * 1000),
-            rebalance_timeout_ms=int(conf.broker_rebalance_timeout * 1000),
-            heartbeat_interval_ms=int(conf.broker_heartbeat_interval * 1000),
-            isolation_level=app.isolation_level,
-            metadata_max_age_ms=conf.consumer_metadata_max_age_ms,
-        )
-
-    async def check_group(self) -> None:
-        """Raise what membership in the group has met.
-
-        Faust fetches past aiokafka's `getmany`, which would raise it: a worker that may not join its group
-        would wait for partitions forever, without a word.
-        """
-        if self._consumer is not None:
-            await self.call_thread(self._check_group, self._consumer)
-
-    async def _check_group(self, consumer: aiokafka.AIOKafkaConsumer) -> None:
-        consumer._coordinator.check_errors()
 
 
 class BatchConsumer(driver.Consumer):
@@ -75,9 +38,21 @@ class BatchConsumer(driver.Consumer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._batches: dict[TP, PartitionOffsets] = {}
+        self._held: set[TP] = set()
+        # Held, and not handed out before it is begun.
+        self._closed: set[TP] = set()
+        # How often a partition was moved; what was fetched before its last move is dropped.
+        self._move, self._moves = 0, dict[TP, int]()
+        self._active_changed, self._one_done = asyncio.Event(), asyncio.Event()
+        self._settled = asyncio.Event()
+        self.told = Assignment()
 
     def _new_consumer_thread(self) -> BatchConsumerThread:
         return BatchConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    @property
+    def _batch_thread(self) -> BatchConsumerThread:
+        return cast(BatchConsumerThread, self._thread)
 
     def _is_batch(self, tp: TP) -> bool:
         return tp.topic in cast(Any, self.app).batch_topics
@@ -99,20 +74,35 @@ class BatchConsumer(driver.Consumer):
             # A rebalance began while the fetch was under way: what it brought is read again afterwards.
             await self.perform_seek()
             return
+        moves = records.moves if isinstance(records, Fetched) else {}
         for tp, message in self._messages(records):
             # An await of the caller may have let a rebalance in: the rest is not ours any more.
             if not self.flow_active or self.app.consumer_generation_id != generation:
                 return
+            if moves.get(tp) != self._moves.get(tp):
+                continue
             if active is None or tp in active or tp in self._buffered_partitions:
                 self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
                 if self._is_batch(tp):
                     self._batches.setdefault(tp, PartitionOffsets()).deliver(id(message), message.offset + 1)
                 yield tp, message
 
+    async def _wait_next_records(
+        self,
+        timeout: float,  # noqa: ASYNC109 - Faust's signature
+    ) -> tuple[Any, set[TP] | None]:
+        # Faust sleeps a second when there is nothing to read, and what comes meanwhile waits.
+        if self.flow_active and not self.app.client_only and not self._get_active_partitions():
+            self._active_changed.clear()
+            await self.wait_first(self._active_changed.wait(), timeout=timeout)
+            if not self._get_active_partitions():
+                return {}, set()
+        return cast(tuple[Any, set[TP] | None], await super()._wait_next_records(timeout))
+
     @Service.timer(_GROUP_CHECK_S)
     async def _watch_group(self) -> None:
         try:
-            await cast(BatchConsumerThread, self._thread).check_group()
+            await self._batch_thread.check_group()
         except KafkaError as error:
             self._give_up_on(error)
 
@@ -166,6 +156,7 @@ class BatchConsumer(driver.Consumer):
         message.acked = True
         self._unacked_messages.discard(message)
         notify(self._waiting_for_ack)
+        self._one_done.set()
         return True
 
     def finish(self, message: Message) -> bool:
@@ -177,7 +168,13 @@ class BatchConsumer(driver.Consumer):
         known = offsets is not None and offsets.ack(id(message))
         if known:
             self._n_acked += 1
+        self._one_done.set()
         return known
+
+    def holds(self, message: Message) -> bool:
+        """Whether the batch still counts: its partition is ours and was not moved since."""
+        offsets = self._batches.get(message.tp)
+        return offsets is not None and offsets.knows(id(message))
 
     def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterator[TP]:
         yield from super()._filter_tps_with_pending_acks(topics)
@@ -196,10 +193,148 @@ class BatchConsumer(driver.Consumer):
         if not self._is_batch(tp):
             await super()._add_gap(tp, offset_from, offset_to)
 
+    # -- partitions come and go ----------------------------------------------------------------------------
+
+    def group_member(self) -> GroupMember | None:
+        """Under what offsets may be committed now (KIP-447); None while this worker is no member.
+
+        Any thread may ask. In a rebalance it changes once, as soon as the broker takes only the new one.
+        """
+        return self._batch_thread.member
+
+    async def let_go(self, lost: set[TP], still_ours: bool) -> None:
+        """Hand nothing of `lost` out any more, have the app finish or drop it, forget it."""
+        app = cast(Any, self.app)
+        self._close(lost)
+        self._drop_waiting(lost)
+        await (app.revoked if still_ours else app.evicted)(set(lost))
+        self._held -= lost
+        self._closed -= lost
+        for tp in lost:
+            for table in (self._gap, self._acked, self._acked_index, self._read_offset):
+                table.pop(tp, None)
+            self._committed_offset.pop(tp, None)
+            self._batches.pop(tp, None)
+
+    async def take(self, now: set[TP], settled: bool) -> None:
+        """All that is ours; what is new stays closed until the app begins it."""
+        app = cast(Any, self.app)
+        new, first = now - self._held, app._assignment is None
+        kept = now & self._held
+        self._held = set(now)
+        self._closed |= new
+        self._close(new)
+        app.on_rebalance_start()
+        if first:
+            # Faust's own start: its agents, its recovery of nothing, its fetcher.
+            await super().on_partitions_assigned(now, app.consumer_generation_id)
+        else:
+            app._update_assignment(now)
+            await app.topics.on_partitions_assigned(now)
+            app.tables.on_actives_ready()
+            app.tables.on_standbys_ready()
+            app.on_rebalance_return()
+            app.on_rebalance_end()
+        if not app.should_stop:
+            await app.assigned(new, kept)
+        if settled:
+            self._settled.set()
+
+    async def begin(self, tp: TP, offset: int | None = None) -> bool:
+        """Hand a new partition out: from `offset`, or from the group's commit, or else from its beginning.
+
+        Returns: False when it is not ours (any more).
+        """
+        if tp not in self._closed:
+            return False
+        self._closed.discard(tp)
+        move = self._begin_move(tp)
+        self._read_offset[tp] = self._committed_offset[tp] = offset or None
+        self.resume_partitions({tp})
+        return await self._batch_thread.begin(tp, offset, move)
+
+    async def drained(self, tps: Collection[TP], deadline_s: float) -> bool:
+        """Wait until nothing of `tps` that was handed out is unfinished; False when the deadline passed."""
+        ends = time.monotonic() + deadline_s
+        while self._unfinished(tps):
+            self._one_done.clear()
+            try:
+                await asyncio.wait_for(self._one_done.wait(), max(ends - time.monotonic(), 0))
+            except TimeoutError:
+                return False
+        return True
+
+    async def rejoin(self) -> None:
+        """Ask the group for another round: something that this worker said when it joined has changed."""
+        await self._batch_thread.rejoin(False)
+
+    async def hand_over(self, deadline_s: float) -> bool:
+        """Give every partition to the other members while the group goes on, before a stop.
+
+        Returns: False when there is nobody to take them, or the deadline passed.
+        """
+        ends = time.monotonic() + deadline_s
+        if not self._batch_thread.cooperative or self.group_member() is None:
+            return False
+        self._settled.clear()
+        await self._batch_thread.rejoin(True)
+        try:
+            await asyncio.wait_for(self._settled.wait(), max(ends - time.monotonic(), 0))
+        except TimeoutError:
+            return False
+        return not self._held
+
+    def resume_partitions(self, tps: Iterable[TP]) -> None:
+        """Hand out again, save what was not begun yet."""
+        super().resume_partitions(set(tps) - self._closed)
+        self._active_changed.set()
+
+    def on_buffer_drop(self, tp: TP) -> None:
+        """An agent has room again."""
+        super().on_buffer_drop(tp)
+        self._active_changed.set()
+
+    def _close(self, tps: set[TP]) -> None:
+        self.pause_partitions(tps)
+        self._buffered_partitions -= tps
+        for tp in tps:
+            self._begin_move(tp)
+
+    def _begin_move(self, tp: TP) -> int:
+        """What is fetched before the thread has made this move is dropped from now on."""
+        self._move += 1
+        self._moves[tp] = self._move
+        return self._move
+
+    def _drop_waiting(self, tps: set[TP]) -> None:
+        """Take out of the agents' queues what none has taken: the next owner reads it."""
+        for channel in self.app.topics:
+            waiting = cast(Any, channel.queue)._queue
+            for event in [event for event in waiting if event.message.tp in tps]:
+                waiting.remove(event)
+                if (offsets := self._batches.get(event.message.tp)) is not None:
+                    offsets.withdraw(id(event.message))
+
+    def _unfinished(self, tps: Collection[TP]) -> bool:
+        return any(tp in self._batches and self._batches[tp].in_flight for tp in tps) or any(
+            message.tp in tps and not message.acked for message in self._unacked_messages
+        )
+
+    async def perform_seek(self) -> None:
+        """Back to what was committed; a cooperative member was never moved."""
+        if not self._batch_thread.cooperative:
+            await super().perform_seek()
+
     async def seek(self, partition: TP, offset: int) -> None:
         """Read on from `offset`; what was handed out before is nobody's to commit any more."""
         self._batches.pop(partition, None)
         await super().seek(partition, offset)
+
+    async def _seek(self, partition: TP, offset: int) -> None:
+        if self._batch_thread.cooperative:
+            await self._batch_thread.move_to(partition, offset, self._begin_move(partition))
+        else:
+            await super()._seek(partition, offset)
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
         """Finish and commit what is in flight, then forget it: the next owner starts at the commit."""
