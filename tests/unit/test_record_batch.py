@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from weir.kafka._crc32c import crc32c
 from weir.kafka.record_batch import ProduceBatch, batches_of, from_columns, from_lists
-from weir.kafka.records import ByteColumn, ColumnOutput
+from weir.kafka.records import ByteColumn, ColumnOutput, HeaderColumns
 from weir.streams.output import Output
 
 NULLABLE = st.none() | st.binary(max_size=300)
@@ -72,6 +72,42 @@ def test_columns_say_what_lists_say(
     lists = stamped(from_lists(keys, values, [headers] * len(rows), ms, bytes_max=bytes_max))
     assert [batch.data.tobytes() for batch in batches] == [batch.data.tobytes() for batch in lists]
     assert read(batches) == [(key, value, headers, ms) for key, value in rows]
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(NULLABLE, HEADERS), max_size=30), st.integers(1500, 4000))
+def test_columns_of_headers_say_what_lists_of_them_say(
+    rows: list[tuple[bytes | None, list[tuple[str, bytes | None]]]], bytes_max: int
+) -> None:
+    """Each record has headers of its own, or none."""
+    values, headers = [value for value, _ in rows], [head for _, head in rows]
+    pairs = [pair for head in headers for pair in head]
+    names = sorted({name for name, _ in pairs})
+    columns = HeaderColumns(
+        np.cumsum([0, *map(len, headers)]),
+        np.array([names.index(name) for name, _ in pairs], np.int64),
+        names,
+        ByteColumn.from_list([value for _, value in pairs]),
+    )
+    column = ByteColumn.from_list(values)
+    by_column = stamped(from_columns(None, column, 5, headers=columns, bytes_max=bytes_max))
+    lists = stamped(from_lists([None] * len(rows), values, headers, 5, bytes_max=bytes_max))
+    assert [batch.data.tobytes() for batch in by_column] == [batch.data.tobytes() for batch in lists]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        HeaderColumns(np.array([0, 1]), np.array([0]), ["a"], ByteColumn.from_list([b"x"])),
+        HeaderColumns(np.array([0, 1, 2]), np.array([0]), ["a"], ByteColumn.from_list([b"x"])),
+        HeaderColumns(np.array([0, 1, 0]), np.array([0]), ["a"], ByteColumn.from_list([b"x"])),
+        HeaderColumns(np.array([0, 1, 1]), np.array([1]), ["a"], ByteColumn.from_list([b"x"])),
+        HeaderColumns(np.array([0, 1, 1]), np.array([0, 0]), ["a"], ByteColumn.from_list([b"x"])),
+    ],
+)
+def test_columns_of_headers_that_do_not_fit_are_refused(wrong: HeaderColumns) -> None:
+    with pytest.raises(ValueError, match="headers' columns do not fit"):
+        from_columns(None, ByteColumn.from_list([b"a", b"b"]), 5, headers=wrong)
 
 
 @pytest.mark.parametrize("row_count", [1, 2, 63, 64, 65, 8192, 8193, 20_000])

@@ -79,15 +79,22 @@ def _bytes_bytes(length):  # type: ignore[no-untyped-def]
 
 @kernel
 def headers_bytes(first, name, name_length, value_length, out):  # type: ignore[no-untyped-def]
-    """Into `out` how many bytes the headers of each record take.
+    """Into `out` how many bytes the headers of each record take; False when `first` or `name` points outside.
 
     first: (n + 1,) each record's first header. name: (h,) which name. value_length: (h,).
     """
+    count = np.int64(len(name))
+    for header in range(count):
+        if not 0 <= name[header] < len(name_length):
+            return False
     for row in range(len(out)):
+        if not 0 <= first[row] <= first[row + 1] <= count:
+            return False
         total = _varint_bytes(first[row + 1] - first[row])
         for header in range(first[row], first[row + 1]):
             total += _bytes_bytes(name_length[name[header]]) + _bytes_bytes(value_length[header])
         out[row] = total
+    return True
 
 
 @kernel

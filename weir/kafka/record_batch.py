@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weir.kafka import _batch_kernels as kernels
-from weir.kafka.records import NULL, AnyOutput, ByteColumn, Column, ColumnOutput, Headers
+from weir.kafka.records import NULL, AnyOutput, ByteColumn, Column, ColumnOutput, HeaderColumns, Headers
 
 # A broker takes 1 MiB (message.max.bytes); a topic may be set lower, so some room is left.
 BATCH_BYTES_MAX = 900 * 1024
@@ -42,7 +42,7 @@ class _HeaderRows:
     first: NDArray[np.int64]  # (n + 1,)
     name: NDArray[np.int64]  # (h,)
     names: ByteColumn
-    values: ByteColumn
+    values: Column
     row_bytes: NDArray[np.int64]  # (n,) or (1,)
 
 
@@ -85,10 +85,10 @@ def from_columns(
     values: Column,
     timestamps_ms: NDArray[np.int64] | int,
     *,
-    headers: Headers = (),
+    headers: Headers | HeaderColumns = (),
     bytes_max: int = BATCH_BYTES_MAX,
 ) -> list[ProduceBatch]:
-    """Records as batches of at most `bytes_max`, in order; all have the same headers.
+    """Records as batches of at most `bytes_max`, in order; all have the same headers, or columns of them.
 
     Args:
         keys: None leaves every key null.
@@ -102,7 +102,8 @@ def from_columns(
         keys = ByteColumn(_NO_BYTES, np.zeros(count, np.int64), np.full(count, NULL, np.int64))
     for column in (keys, values):
         _check_inside(column)
-    return _build(keys, values, timestamps_ms, _same_headers(headers), bytes_max)
+    rows = _column_headers(headers, count) if isinstance(headers, HeaderColumns) else _same_headers(headers)
+    return _build(keys, values, timestamps_ms, rows, bytes_max)
 
 
 def _check_inside(column: Column) -> None:
@@ -148,7 +149,9 @@ def _build(
         raise ValueError(f"A record of {size} bytes does not fit a produce batch of at most {bytes_max}.")
     batch_row, batch_at = batch_row[: batches + 1], batch_at[: batches + 1]
     out = np.empty(int(batch_at[-1]), np.uint8)
-    header_columns = [array for column in (headers.names, headers.values) for array in _arrays(column)]
+    header_columns = [
+        _uniform(array) for column in (headers.names, headers.values) for array in _arrays(column)
+    ]
     kernels.fill(
         out,
         batch_row,
@@ -201,11 +204,23 @@ def _header_rows(headers: Sequence[Headers]) -> _HeaderRows:
     first = np.zeros(len(headers) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, headers), np.int64, len(headers)), out=first[1:])
     name = np.fromiter(map(number.__getitem__, names), np.int64, len(names))
-    name_column = ByteColumn.from_list([each.encode() for each in number])
-    value_column = ByteColumn.from_list(values)
-    row_bytes = np.empty(len(headers), np.int64)
-    kernels.headers_bytes(first, name, name_column.length, value_column.length, row_bytes)
-    return _HeaderRows(_NO_BYTES, first, name, name_column, value_column, row_bytes)
+    return _column_headers(
+        HeaderColumns(first, name, list(number), ByteColumn.from_list(values)), len(headers)
+    )
+
+
+def _column_headers(headers: HeaderColumns, count: int) -> _HeaderRows:
+    _check_inside(headers.values)
+    names = ByteColumn.from_list([each.encode() for each in headers.names])
+    first, name = _uniform(headers.first), _uniform(headers.name)
+    row_bytes = np.empty(count, np.int64)
+    if (
+        len(first) != count + 1
+        or len(name) != len(headers.values.start)
+        or not kernels.headers_bytes(first, name, names.length, _uniform(headers.values.length), row_bytes)
+    ):
+        raise ValueError(f"The headers' columns do not fit {count} records, or point outside.")
+    return _HeaderRows(_NO_BYTES, first, name, names, headers.values, row_bytes)
 
 
 def _varint(value: int) -> bytes:

@@ -88,11 +88,21 @@ class ListOutput(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class HeaderColumns:
+    """Headers of n records, each with its own: record i has those from `first[i]` to `first[i + 1]`."""
+
+    first: NDArray[np.int64]  # (n + 1,)
+    name: NDArray[np.int64]  # (h,) into `names`
+    names: Sequence[str]
+    values: Column  # (h,)
+
+
+@dataclass(frozen=True, slots=True)
 class ColumnOutput:
     """Records for one partition of one topic, in order, as columns: no Python operation a record.
 
     keys: None leaves every key null.
-    headers: the same for every record.
+    headers: the same for every record, or columns where each has its own.
     timestamps_ms: (n,) int64 or one for all, ms since the epoch.
     """
 
@@ -101,7 +111,7 @@ class ColumnOutput:
     keys: Column | None
     values: Column
     timestamps_ms: NDArray[np.int64] | int
-    headers: Headers = ()
+    headers: Headers | HeaderColumns = ()
 
 
 AnyOutput = ListOutput | ColumnOutput
