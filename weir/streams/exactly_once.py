@@ -51,6 +51,7 @@ class _Transaction:
     lane: Lane
     works: Sequence[Done]
     futures: Sequence["asyncio.Future[None]"]
+    begun_s: float
 
     @property
     def epoch_last(self) -> int:
@@ -71,6 +72,7 @@ class ExactlyOnce:
         rows_max: records of a transaction's groups, so that a reader need not wait for a long one.
         on_failure: called once with the error; then `recover` is expected.
         on_committed: called with the last epoch of each transaction that has committed, in order.
+        observe: told how long each took, in seconds.
     """
 
     def __init__(
@@ -82,10 +84,11 @@ class ExactlyOnce:
         rows_max: int,
         on_failure: Callable[[BaseException], None],
         on_committed: Callable[[int], None],
+        observe: Callable[[float], None] = lambda duration_s: None,
     ) -> None:
         self.owner = owner
         self._lanes, self._ask, self._rows_max = lanes, committed, rows_max
-        self._on_failure, self._on_committed = on_failure, on_committed
+        self._on_failure, self._on_committed, self._observe = on_failure, on_committed, observe
         self._waiting: deque[tuple[Done, asyncio.Future[None]]] = deque()
         self._some_waiting = asyncio.Event()
         self._open: deque[_Transaction] = deque()
@@ -146,7 +149,7 @@ class ExactlyOnce:
             works.append(work)
             futures.append(future)
             rows += sum(len(each.batch) for each in work.taken)
-        return _Transaction(lane, works, futures)
+        return _Transaction(lane, works, futures, asyncio.get_running_loop().time())
 
     async def _fill(self, transaction: _Transaction) -> None:
         lane = transaction.lane
@@ -162,6 +165,7 @@ class ExactlyOnce:
             if before.cancelled() or before.exception() is not None:
                 raise asyncio.CancelledError
         await transaction.lane.commit()
+        self._observe(asyncio.get_running_loop().time() - transaction.begun_s)
         self._open.popleft()
         self._conclude(transaction)
 
