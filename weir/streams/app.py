@@ -35,6 +35,11 @@ class TakenBatch:
         self._app, self._message = app, message
         self.batch: RecordBatch = cast(Any, message).value
 
+    @property
+    def current(self) -> bool:
+        """Whether the partition is still ours and was not moved since: else the batch is read again."""
+        return bool(cast(Any, self._app.consumer).holds(self._message))
+
     def finish(self) -> bool:
         """Let the offset after the batch be committed; False when the partition is no longer ours."""
         return self._app._finish(self._message)
@@ -52,6 +57,7 @@ class BatchApp(faust.App):
         commit_interval_s: between commits of finished batches' offsets.
         session_timeout_s: how long the broker waits for a silent worker before it gives its partitions away.
         standby_replicas: other members that keep a partition's state warm.
+        commits_offsets: whether the consumer commits what is finished; False leaves it to transactions.
     """
 
     def __init__(
@@ -65,6 +71,7 @@ class BatchApp(faust.App):
         commit_interval_s: float = 1.0,
         session_timeout_s: float = 15.0,
         standby_replicas: int = 0,
+        commits_offsets: bool = True,
         **options: Any,
     ) -> None:
         self.kafka_settings, self.kafka_options = kafka, client_options(kafka)
@@ -72,6 +79,7 @@ class BatchApp(faust.App):
         # A bank's producer may be transactional; what it aborted must not be decided on.
         self.isolation_level = "read_committed"
         self.drain_deadline_s, self.standby_replicas = drain_deadline_s, standby_replicas
+        self.commits_offsets = commits_offsets
         self._crashing: asyncio.Future[None] | None = None
         self.fatal: BaseException | None = None
         self._taken: set[int] = set()
@@ -137,6 +145,12 @@ class BatchApp(faust.App):
         """
         for tp in sorted(new):
             await cast(Any, self.consumer).begin(tp)
+
+    async def on_stop(self) -> None:
+        """Hand the partitions to the other workers while they all decide on, then stop."""
+        if self._consumer is not None:
+            await cast(Any, self.consumer).hand_over(self.drain_deadline_s)
+        await super().on_stop()
 
     def give_up(self, error: BaseException) -> None:
         """End the process after an error that nobody here can mend; its supervisor starts it anew."""

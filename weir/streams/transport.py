@@ -185,6 +185,8 @@ class BatchConsumer(driver.Consumer):
     def _new_offset(self, tp: TP) -> int | None:
         if not self._is_batch(tp):
             return super()._new_offset(tp)
+        if not cast(Any, self.app).commits_offsets:
+            return None
         offsets = self._batches.get(tp)
         return offsets.committable if offsets else None
 
