@@ -115,7 +115,11 @@ class KafkaNode:
 
 def new_cluster_id() -> str:
     """What a cluster's storage is formatted with: 16 random bytes in URL-safe base64, without padding."""
-    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    while True:
+        cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        # StorageTool would take it for an option: one first start in 64 failed.
+        if not cluster_id.startswith("-"):
+            return cluster_id
 
 
 class KafkaServer(LocalServer):

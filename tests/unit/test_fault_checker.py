@@ -30,7 +30,7 @@ def account(place):
 
 
 def clean() -> History:
-    """Two partitions of six payments of two accounts each, one of them poison; a marker after each decision."""
+    """Two partitions of six payments of two accounts each, one of them poison; markers between decisions."""
     places = [Place(part, number) for part in range(PARTITIONS) for number in range(PER_PARTITION)]
     inputs = [
         Input(place, f"event-{place}", account(place)) if place != POISON else Input(place, decidable=False)
