@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from weir.streams import BatchGroup, Output
+from weir.kafka.records import AnyOutput
+from weir.streams import BatchGroup
 
 Counts = Mapping[tuple[str, str], int]
 
@@ -32,5 +33,5 @@ class Scorer(Protocol):
 class Writer(Protocol):
     """Decides, encodes and seals."""
 
-    async def __call__(self, group: BatchGroup, read: Any, scored: Any) -> tuple[Sequence[Output], Counts]:
+    async def __call__(self, group: BatchGroup, read: Any, scored: Any) -> tuple[Sequence[AnyOutput], Counts]:
         """What is published, and decisions by outcome and basis."""

@@ -2,22 +2,23 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from time import perf_counter_ns
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from services.risk.decide import ModelRef, RiskBatch, RiskDecisions, Scores, decide
 from services.risk.policy import PolicyFile
 from services.risk.ports import Counts
 from services.risk.reading import NOT_DECIDED, Bad, ReadBatch
-from weir.codec.columns import StringColumn
 from weir.codec.decision import DecisionColumns, DecisionWriter, StageTimings
-from weir.crypto.envelope import HEADER_NAME, envelope_headers
+from weir.crypto.columns import decision_id_column, envelope_header_column
+from weir.crypto.envelope import HEADER_NAME
 from weir.crypto.keyring import SealingKeyExpired
 from weir.crypto.pseudonym import Pseudonymizer
-from weir.ids import ID_BYTES, decision_ids
+from weir.kafka.records import AnyOutput, ByteColumn, Column, ColumnOutput, HeaderColumns
 from weir.obs import trace
 from weir.obs.log import get_logger
 from weir.obs.metrics import Metrics
@@ -37,10 +38,8 @@ class ReadySealer(Protocol):
     async def ready(self, deadline_s: float | None = None) -> None:
         """Return when batches can be sealed."""
 
-    def seal_batch(
-        self, plaintexts: Sequence[bytes], record_ids: Sequence[bytes], schema_id: int
-    ) -> list[bytes]:
-        """One value for each plaintext."""
+    def seal_column(self, plaintexts: Column, record_ids: NDArray[np.uint8], schema_id: int) -> ByteColumn:
+        """One value for each plaintext; record_ids: (n, 16)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +101,10 @@ class DecisionWriting:
 
     async def __call__(
         self, group: BatchGroup, read: ReadBatch, scored: Scored
-    ) -> tuple[Sequence[Output], Counts]:
+    ) -> tuple[Sequence[AnyOutput], Counts]:
         """The outputs of one batch, and its decisions by outcome and basis."""
         await self._sealer.ready()
-        outputs: list[Output] = []
+        outputs: list[AnyOutput] = []
         counts: Mapping[tuple[str, str], int] = {}
         bad = list(read.bad)
         if read.payments.row_count:
@@ -126,9 +125,9 @@ class DecisionWriting:
 
     def _one_by_one(
         self, group: BatchGroup, read: ReadBatch, scored: Scored
-    ) -> tuple[list[Output], Mapping[tuple[str, str], int], list[Bad]]:
+    ) -> tuple[list[AnyOutput], Mapping[tuple[str, str], int], list[Bad]]:
         """The batch again, row by row: those that can be decided are, the others become dead letters."""
-        outputs: list[Output] = []
+        outputs: list[AnyOutput] = []
         counts: Counter[tuple[str, str]] = Counter()
         culprits: list[Bad] = []
         for index in range(read.payments.row_count):
@@ -145,36 +144,32 @@ class DecisionWriting:
 
     def _decisions(
         self, group: BatchGroup, read: ReadBatch, scored: Scored
-    ) -> tuple[list[Output], Mapping[tuple[str, str], int]]:
+    ) -> tuple[list[AnyOutput], Mapping[tuple[str, str], int]]:
         names, policy = self._names, self._policy.policy
         begun = perf_counter_ns()
         risk = RiskBatch(read.features, read.payments.amount, read.payments.channel, read.currency)
         decisions = decide(risk, scored.scores, self._policy.rules, policy, scored.degraded_reason)
         decided = perf_counter_ns()
-        event_ids = read.columns.strings["event_id"].to_list()
-        ids = decision_ids(names.tenant, event_ids, KIND)
+        ids = decision_id_column(names.tenant, read.columns.strings["event_id"], KIND)
         traces = self._traces(group, read)
         timings = StageTimings(
-            queue_us=max(0, read.read_at_ms - group.timestamps_ms[0]) * 1000,
+            queue_us=max(0, read.read_at_ms - group.batches[0].timestamps_ms[0]) * 1000,
             decode_us=read.decode_us,
             features_us=read.features_us,
             model_us=scored.model_us,
             decide_us=(decided - begun) // _NS_PER_US,
         )
-        columns = self._columns(group, read, decisions, policy.version, policy.sha256, ids, timings, traces)
         # Rows are in the order of the batches, so each partition's decisions lie together.
-        ends = np.searchsorted(read.columns.row, group.starts[1:]).tolist()
-        framed: list[bytes] = []
-        for batch, start, end in zip(group.batches, [0, *ends], ends, strict=False):
-            framed += self._writer.write(_part(columns, start, end, batch.partition))
+        starts = np.searchsorted(read.columns.row, group.starts)
+        partition = np.repeat(np.array([batch.partition for batch in group.batches]), np.diff(starts))
+        columns = self._columns(
+            group, read, decisions, policy.version, policy.sha256, ids, partition, timings, traces
+        )
+        framed = self._writer.write_column(columns)
         encoded = perf_counter_ns()
-        values = self._sealer.seal_batch(framed, ids, names.schema_id)
-        keys = self._pseudonymizer.of_all(read.columns.strings["account_id"].to_list())
-        headers = [[(HEADER_NAME, header)] for header in envelope_headers(names.schema_id, ids)]
-        if traces is not None:
-            for row, traceparent in enumerate(traces):
-                if traceparent is not None:
-                    headers[row].append((trace.TRACEPARENT, traceparent))
+        values = self._sealer.seal_column(framed, ids, names.schema_id)
+        keys = self._pseudonymizer.of_column(read.columns.strings["account_id"])
+        headers = _headers(envelope_header_column(names.schema_id, ids), traces)
         sealed = perf_counter_ns()
         for stage, start, end in (
             ("decide", begun, decided),
@@ -182,17 +177,17 @@ class DecisionWriting:
             ("seal", encoded, sealed),
         ):
             self._metrics.stage(stage, (end - start) / 1e9)  # type: ignore[arg-type]
-        now_ms = self._now_ms()
-        outputs = [
-            Output(
+        now_ms, rows = self._now_ms(), starts.tolist()
+        outputs: list[AnyOutput] = [
+            ColumnOutput(
                 names.decisions_topic,
                 batch.partition % names.decisions_partitions,
-                keys[start:end],
-                values[start:end],
-                headers[start:end],
+                keys.rows(start, end),
+                values.rows(start, end),
                 now_ms,
+                headers.rows(start, end),
             )
-            for batch, start, end in zip(group.batches, [0, *ends], ends, strict=False)
+            for batch, start, end in zip(group.batches, rows, rows[1:], strict=False)
             if end > start
         ]
         return outputs, decisions.counts()
@@ -204,7 +199,8 @@ class DecisionWriting:
         decisions: RiskDecisions,
         policy_version: str,
         policy_sha256: str,
-        ids: Sequence[bytes],
+        ids: NDArray[np.uint8],
+        partition: NDArray[np.int64],
         timings: StageTimings,
         traces: Sequence[bytes | None] | None,
     ) -> DecisionColumns:
@@ -212,7 +208,7 @@ class DecisionWriting:
         model = decisions.model or NO_MODEL
         offsets = np.fromiter(group.offsets, np.int64, len(group))
         return DecisionColumns(
-            decision_id=np.frombuffer(b"".join(ids), np.uint8).reshape(count, ID_BYTES),
+            decision_id=ids,
             event_id=columns.strings["event_id"],
             account_id=columns.strings["account_id"],
             currency=columns.strings["currency"],
@@ -238,7 +234,7 @@ class DecisionWriting:
             policy_version=policy_version,
             policy_sha256=policy_sha256,
             topic=group.batches[0].topic,
-            partition=group.batches[0].partition,
+            partition=partition,
             feature_spec=self._names.feature_spec,
             timings=timings,
             degraded=decisions.degraded,
@@ -295,18 +291,20 @@ class DecisionWriting:
         return outputs
 
 
-def _part(c: DecisionColumns, start: int, end: int, partition: int) -> DecisionColumns:
-    """The rows of one partition."""
-    if start == 0 and end == c.row_count:
-        return replace(c, partition=partition) if c.partition != partition else c
-    rows = slice(start, end)
-    cut: dict[str, Any] = {"partition": partition}
-    for each in fields(c):
-        column = getattr(c, each.name)
-        if isinstance(column, np.ndarray):
-            cut[each.name] = column[rows]
-        elif isinstance(column, StringColumn):
-            cut[each.name] = StringColumn(column.buffer, column.start[rows], column.length[rows])
-    if c.traceparent is not None:
-        cut["traceparent"] = c.traceparent[rows]
-    return replace(c, **cut)
+def _headers(envelope: ByteColumn, traces: Sequence[bytes | None] | None) -> HeaderColumns:
+    """Each decision's headers: its envelope's, and its step of a trace where it has one."""
+    count = len(envelope)
+    names = (HEADER_NAME, trace.TRACEPARENT)
+    if traces is None:
+        return HeaderColumns(np.arange(count + 1), np.zeros(count, np.int64), names, envelope)
+    values: list[bytes | None] = []
+    name: list[int] = []
+    first = [0]
+    for header, traceparent in zip(envelope.to_list(), traces, strict=True):
+        values.append(header)
+        name.append(0)
+        if traceparent is not None:
+            values.append(traceparent)
+            name.append(1)
+        first.append(len(values))
+    return HeaderColumns(np.array(first), np.array(name), names, ByteColumn.from_list(values))

@@ -23,15 +23,19 @@ from weir.codec.columns import TransactionReader
 from weir.codec.decision import DecisionWriter
 from weir.codec.framing import frame, unframe
 from weir.codec.schemas import load_schema
+from weir.crypto.envelope import HEADER_NAME, envelope_header
 from weir.crypto.pseudonym import Pseudonymizer
 from weir.crypto.secret import Secret
 from weir.features.payments import FEATURES, PaymentState
+from weir.ids import decision_id
+from weir.kafka.records import ByteColumn, rows_of
 from weir.obs.metrics import Metrics
 from weir.streams import BatchGroup, RecordBatch
 from weir.streams.dead_letter import DeadLetterWriter
 
 RISK = Path(reading_module.__file__).parent
 NOW_MS = 1_790_000_000_000
+TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 TRANSACTION = RowCodec(load_schema("transaction"))
 DECISION = RowCodec(load_schema("decision"))
 LETTER = RowCodec(load_schema("dead_letter"))
@@ -45,6 +49,9 @@ class InTheClear:
 
     def seal_batch(self, plaintexts, record_ids, schema_id):
         return list(plaintexts)
+
+    def seal_column(self, plaintexts, record_ids, schema_id):
+        return ByteColumn.from_list(plaintexts.to_list())
 
 
 def value(number: int) -> bytes:
@@ -60,11 +67,18 @@ def value(number: int) -> bytes:
     return frame(1, TRANSACTION.encode(payment))
 
 
-def group(*batches: tuple[int, list[bytes]]) -> BatchGroup:
+def group(*batches: tuple[int, list[bytes]], traced: frozenset[int] = frozenset()) -> BatchGroup:
+    """Batches by partition; `traced` are the rows of each whose records belong to a trace."""
     made = []
     for partition, values in batches:
         records = [
-            SimpleNamespace(offset=100 + row, key=b"k", value=each, timestamp=NOW_MS, headers=())
+            SimpleNamespace(
+                offset=100 + row,
+                key=b"k",
+                value=each,
+                timestamp=NOW_MS,
+                headers=[("traceparent", TRACE)] if row in traced else (),
+            )
             for row, each in enumerate(values)
         ]
         made.append(RecordBatch("bank.transactions", partition, records))
@@ -115,7 +129,7 @@ def events(outputs, topic: str, codec: RowCodec) -> dict[int, list[dict]]:
     found: dict[int, list[dict]] = {}
     for output in outputs:
         if output.topic == topic:
-            decoded = [codec.decode(unframe(each)[1]) for each in output.values]
+            decoded = [codec.decode(unframe(each)[1]) for _, each, _ in rows_of(output)]
             found.setdefault(output.partition, []).extend(decoded)
     return found
 
@@ -138,6 +152,25 @@ async def test_each_partition_of_a_group_gets_its_own_decisions(halves):
     assert [d["feature_ref"]["offset"] for d in found[0]] == [100, 101]
     assert found[0][0]["reasons"][0]["contribution"] == 1.5
     assert sum(counts.values()) == 3
+
+
+@pytest.mark.parametrize("traced", [frozenset(), frozenset({1}), frozenset({0, 1})])
+async def test_a_decision_bears_its_accounts_pseudonym_its_id_and_its_step_of_the_trace(halves, traced):
+    reading, writing = halves
+    both = group((0, [value(0), value(1)]), (1, [value(2), value(3)]), traced=traced)
+    outputs, _ = await writing(both, reading(both), scored(4))
+    known = Pseudonymizer("default", Secret(bytes(32)))
+    for output in outputs:
+        for row, (key, framed, headers) in enumerate(rows_of(output)):
+            decision = DECISION.decode(unframe(framed)[1])
+            assert key == known.of(decision["account_id"].encode())
+            assert dict(headers)[HEADER_NAME] == envelope_header(3, decision["decision_id"].bytes)
+            assert decision["decision_id"] == decision_id("default", decision["event_id"], "payment_fraud")
+            assert [name for name, _ in headers[1:]] == ["traceparent"] * (row in traced)
+            if row in traced:
+                assert dict(headers)["traceparent"] == decision["traceparent"].encode()
+                assert decision["traceparent"][:36] == TRACE[:36].decode()
+                assert decision["traceparent"] != TRACE.decode()
 
 
 async def test_a_partition_of_bad_records_alone_has_letters_and_no_decisions(halves):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from weir.crypto import _gcm_kernels as gcm
 from weir.crypto import _hash_kernels as kernels
 from weir.crypto._openssl import GcmContext, gcm_context
+from weir.crypto.envelope import HEADER_BYTES, envelope_header
 from weir.crypto.secret import Compartment, DataKey, Secret, Suite
 from weir.ids import name_prefix
 from weir.kafka.records import ByteColumn, Column
@@ -50,6 +51,15 @@ def fixed_column(rows: NDArray[np.uint8]) -> ByteColumn:
     return ByteColumn(
         np.ascontiguousarray(rows).reshape(-1), np.arange(count) * width, np.full(count, width, np.int64)
     )
+
+
+def envelope_header_column(schema_id: int, record_ids: NDArray[np.uint8]) -> ByteColumn:
+    """`weir.crypto.envelope.envelope_header` of many records; record_ids: (n, 16) uint8."""
+    head = np.frombuffer(envelope_header(schema_id, bytes(ID_BYTES)), np.uint8)[:-ID_BYTES]
+    headers = np.empty((len(record_ids), HEADER_BYTES), np.uint8)
+    headers[:, :-ID_BYTES] = head
+    headers[:, -ID_BYTES:] = record_ids
+    return fixed_column(headers)
 
 
 class PseudonymColumns:

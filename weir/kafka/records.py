@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol, Self
 
 import numpy as np
@@ -52,6 +53,10 @@ class ByteColumn:
         np.cumsum(np.maximum(length[:-1], 0), out=start[1:])
         return cls(np.frombuffer(joined, np.uint8), start, length)
 
+    def rows(self, start: int, end: int) -> "ByteColumn":
+        """The values from row `start` to row `end`, over the same buffer."""
+        return ByteColumn(self.buffer, self.start[start:end], self.length[start:end])
+
     def to_list(self) -> list[bytes | None]:
         """Every value as bytes, or None."""
         whole = self.buffer.data
@@ -94,7 +99,21 @@ class HeaderColumns:
     first: NDArray[np.int64]  # (n + 1,)
     name: NDArray[np.int64]  # (h,) into `names`
     names: Sequence[str]
-    values: Column  # (h,)
+    values: ByteColumn  # (h,)
+
+    def rows(self, start: int, end: int) -> "HeaderColumns":
+        """The headers of the records from `start` to `end`, over the same buffers."""
+        first = self.first[start : end + 1]
+        low, high = int(first[0]), int(first[-1])
+        return HeaderColumns(first - low, self.name[low:high], self.names, self.values.rows(low, high))
+
+    def to_list(self) -> list[list[tuple[str, bytes | None]]]:
+        """Every record's headers."""
+        pairs = list(
+            zip([self.names[name] for name in self.name.tolist()], self.values.to_list(), strict=True)
+        )
+        first = self.first.tolist()
+        return [pairs[a:b] for a, b in pairwise(first)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,3 +134,20 @@ class ColumnOutput:
 
 
 AnyOutput = ListOutput | ColumnOutput
+
+Row = tuple[bytes | None, bytes | None, Headers]
+
+
+def rows_of(output: AnyOutput) -> list[Row]:
+    """Key, value and headers of each record; for tests and for clients that take records one by one."""
+    if not isinstance(output, ColumnOutput):
+        return list(zip(output.keys, output.values, output.headers, strict=True))
+    values = _as_bytes(output.values).to_list()
+    keys = [None] * len(values) if output.keys is None else _as_bytes(output.keys).to_list()
+    headers = output.headers
+    each = headers.to_list() if isinstance(headers, HeaderColumns) else [headers] * len(values)
+    return list(zip(keys, values, each, strict=True))
+
+
+def _as_bytes(column: Column) -> ByteColumn:
+    return ByteColumn(column.buffer, column.start, column.length)

@@ -9,6 +9,7 @@ from aiokafka import AIOKafkaProducer
 
 from weir.client.connection import one_line
 from weir.config import KafkaSettings
+from weir.kafka.records import AnyOutput, rows_of
 from weir.kafka_options import client_options, connect
 from weir.streams.app import TakenBatch
 
@@ -35,7 +36,9 @@ class Delivery(Protocol):
     async def start(self) -> None:
         """Connect."""
 
-    async def enqueue(self, taken: Sequence[TakenBatch], outputs: Sequence[Output]) -> "asyncio.Future[None]":
+    async def enqueue(
+        self, taken: Sequence[TakenBatch], outputs: Sequence[AnyOutput]
+    ) -> "asyncio.Future[None]":
         """Hand the outputs over in order; done once they are durable and the batches finished."""
 
     async def stop(self) -> None:
@@ -72,7 +75,9 @@ class AtLeastOnce:
         await connect(producer, self._settings)
         self._producer = producer
 
-    async def enqueue(self, taken: Sequence[TakenBatch], outputs: Sequence[Output]) -> "asyncio.Future[None]":
+    async def enqueue(
+        self, taken: Sequence[TakenBatch], outputs: Sequence[AnyOutput]
+    ) -> "asyncio.Future[None]":
         """Send each output as whole produce batches to its partition, in order.
 
         Raises, as the task that it returns does:
@@ -99,31 +104,32 @@ class AtLeastOnce:
         for each in taken:
             each.finish()
 
-    async def publish(self, output: Output) -> list["asyncio.Future[Any]"]:
+    async def publish(self, output: AnyOutput) -> list["asyncio.Future[Any]"]:
         """Queue one output; one future a produce batch, done when the broker has it on all replicas."""
         producer = self._producer
         assert producer is not None
         futures: list[asyncio.Future[Any]] = []
-        keys, values, headers = output.keys, output.values, output.headers
         stamps = output.timestamps_ms
         constant_ms = stamps if isinstance(stamps, int) else None
         builder = producer.create_batch()
         append, appended = builder.append, 0
-        for row, value in enumerate(values):
-            timestamp = constant_ms if constant_ms is not None else stamps[row]  # type: ignore[index]
-            if append(key=keys[row], value=value, timestamp=timestamp, headers=headers[row]) is None:
+        for row, (key, value, headers) in enumerate(rows_of(output)):
+            timestamp = constant_ms if constant_ms is not None else int(stamps[row])  # type: ignore[index]
+            if append(key=key, value=value, timestamp=timestamp, headers=headers) is None:
                 if appended == 0:
-                    raise ValueError(f"A record of {len(value)} bytes does not fit a produce batch.")
+                    raise ValueError(f"A record of {len(value or b'')} bytes does not fit a produce batch.")
                 futures.append(await self._send(producer, builder, output))
                 builder = producer.create_batch()
                 append, appended = builder.append, 0
-                append(key=keys[row], value=value, timestamp=timestamp, headers=headers[row])
+                append(key=key, value=value, timestamp=timestamp, headers=headers)
             appended += 1
         if appended:
             futures.append(await self._send(producer, builder, output))
         return futures
 
-    async def _send(self, producer: AIOKafkaProducer, builder: Any, output: Output) -> "asyncio.Future[Any]":
+    async def _send(
+        self, producer: AIOKafkaProducer, builder: Any, output: AnyOutput
+    ) -> "asyncio.Future[Any]":
         builder.close()
         future: asyncio.Future[Any] = await producer.send_batch(
             builder, output.topic, partition=output.partition
