@@ -197,6 +197,14 @@ def read_file(path: Path) -> bytes:
         raise PolicyError(f"{path}: {error.strerror}. Put it there, or correct its path.") from error
 
 
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """A policy and its compiled rules: a group is read and decided under one and the same."""
+
+    policy: Policy
+    rules: Rules
+
+
 class PolicyFile:
     """The policy in force and its compiled rules; keeps the last good state of a file that changes.
 
@@ -216,11 +224,21 @@ class PolicyFile:
         self._stamp = _stamp(path)
         data = read_file(path)
         self._seen_sha256 = hashlib.sha256(data).hexdigest()
-        self.policy, self.rules = self._compile(data)
+        self.in_force = self._compile(data)
 
-    def _compile(self, data: bytes) -> tuple[Policy, Rules]:
+    @property
+    def policy(self) -> Policy:
+        """The policy in force."""
+        return self.in_force.policy
+
+    @property
+    def rules(self) -> Rules:
+        """Its rules."""
+        return self.in_force.rules
+
+    def _compile(self, data: bytes) -> "InForce":
         policy = parse_policy(data, self.path)
-        return policy, Rules.compile(policy.rule_list, self._features, where=str(self.path))
+        return InForce(policy, Rules.compile(policy.rule_list, self._features, where=str(self.path)))
 
     def reload_if_changed(self) -> bool:
         """True when a changed and valid file was taken. A broken one is reported once and changes nothing.
@@ -237,14 +255,16 @@ class PolicyFile:
             if sha256 == self._seen_sha256:
                 return False
             self._seen_sha256 = sha256
-            policy, rules = self._compile(data)
+            taken = self._compile(data)
         except PolicyError as error:
             _log.error("policy_refused", error=str(error), in_force=self.policy.version)
             self._tell("refused")
             return False
-        # Both at once, and no await between: no batch sees new thresholds with old rules.
-        self.policy, self.rules = policy, rules
-        _log.info("policy_loaded", version=policy.version, sha256=policy.sha256, rule_count=len(rules.ids))
+        # Policy and rules at once: no batch sees new thresholds with old rules.
+        self.in_force, policy = taken, taken.policy
+        _log.info(
+            "policy_loaded", version=policy.version, sha256=policy.sha256, rule_count=len(taken.rules.ids)
+        )
         self._tell("loaded")
         return True
 
