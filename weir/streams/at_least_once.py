@@ -87,7 +87,7 @@ class AtLeastOnce:
                 future.set_result(None)
             self._on_committed(done.epoch)
 
-    async def recover(self, held: Sequence[Place]) -> None:
+    async def recover(self) -> None:
         """Let what is under way end, and begin anew; what was not acknowledged is published again."""
         self._failed = True
         tasks = [task for _, task, _ in self._under_way]
@@ -106,5 +106,5 @@ class AtLeastOnce:
 
     async def stop(self) -> None:
         """End what is under way, and disconnect."""
-        await self.recover(())
+        await self.recover()
         await self._publisher.stop()

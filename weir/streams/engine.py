@@ -261,7 +261,7 @@ class Engine:
         held = sorted(self._ready)
         try:
             async with asyncio.timeout(deadline_s):
-                await self._until_answered(lambda: self._delivery.recover(held))
+                await self._until_answered(self._delivery.recover)
         except TimeoutError:
             self._on_fatal(Undecided(deadline_s or 0.0))
             return

@@ -27,10 +27,10 @@ log = get_logger("weir.streams.exactly_once")
 class Lane(Protocol):
     """A transactional producer: `weir.kafka.producer.TransactionalProducer`."""
 
-    async def start(self) -> None:
-        """Take the transactional id: what it had begun is aborted, what it had prepared is completed.
+    async def start(self) -> bool:
+        """Take the transactional id; after a failure, end what is open: abort it, if no commit was asked for.
 
-        May be called again after any failure.
+        Returns: whether a commit whose answer was lost has committed.
         """
 
     async def produce(self, outputs: Sequence[AnyOutput]) -> None:
@@ -187,28 +187,17 @@ class ExactlyOnce:
             error = error.exceptions[0]
         self._on_failure(error)
 
-    async def recover(self, held: Sequence[Place]) -> None:
-        """End every open transaction, and learn which of them had committed.
+    async def recover(self) -> None:
+        """End every open transaction, and learn whether the oldest had committed.
 
-        The answer to a commit may have been lost on its way. Taking the transactional ids again decides the
-        open transactions, and then the group's offsets tell which way: a transaction has committed just when
-        the offsets of the places that are still ours (nobody else moves these) have reached it.
+        Only the oldest can have: the next one's commit is not asked for before that is known. Not the group's
+        offsets tell, but the lane: a group that has changed state beside its batches commits offsets that
+        do not move.
         """
         await self._halt()
         for lane in self._lanes:
-            await lane.start()
-        mine = set(held)
-        asked = sorted({place for each in self._open for place in each.next_offsets() if place in mine})
-        offsets = await self._ask(asked) if asked else {}
-        while self._open:
-            reached = {
-                (offsets[place].offset or 0) >= offset
-                for place, offset in self._open[0].next_offsets().items()
-                if place in mine
-            }
-            if reached != {True}:
-                break
-            self._conclude(self._open.popleft())
+            if await lane.start():
+                self._conclude(self._open.popleft())
         for transaction in self._open:
             for future in transaction.futures:
                 future.cancel()

@@ -123,7 +123,7 @@ class Delivery(Protocol):
         The future is cancelled when the group was not delivered and `recover` has to follow.
         """
 
-    async def recover(self, held: Sequence[Place]) -> None:
+    async def recover(self) -> None:
         """After a failure: end what was begun; from then on `committed_epoch` is known and final."""
 
     @property

@@ -9,8 +9,9 @@ from aiokafka.admin import AIOKafkaAdminClient
 from weir.client.connection import one_line
 from weir.config import KafkaSettings
 from weir.kafka.errors import NotMember, OffsetsPending, TransactionAborted
+from weir.kafka.fencing import fence
 from weir.kafka.offsets import stable_offsets
-from weir.kafka.producer import Stage, TransactionalProducer, fence
+from weir.kafka.producer import Stage, TransactionalProducer
 from weir.kafka.protocol import GroupMember
 from weir.kafka.records import AnyOutput
 from weir.kafka_options import client_options, connect
@@ -58,18 +59,23 @@ class ProducerLane:
     ) -> None:
         self._producer, self._group, self._member, self._owner = producer, group, member, owner
 
-    async def start(self) -> None:
-        """Connect; after a failure, end what is open: a commit that was asked for is asked for again."""
+    async def start(self) -> bool:
+        """Connect; after a failure, end what is open: a commit that was asked for is asked for again.
+
+        Returns: whether that commit has been done.
+        """
         match self._producer.stage:
             case Stage.NEW:
                 await self._producer.start()
             case Stage.COMMITTING:
                 try:
                     await self._producer.commit()
+                    return True
                 except TransactionAborted:
                     await self._producer.abort()
             case _:
                 await self._producer.abort()
+        return False
 
     async def produce(self, outputs: Sequence[AnyOutput]) -> None:
         """Return when all is acknowledged."""
