@@ -6,7 +6,9 @@ from types import SimpleNamespace
 from weir.streams import BatchGroup, Gatherer, RecordBatch
 
 
-def batch(partition: int, first: int, count: int, headers: bool = False) -> RecordBatch:
+def batch(
+    partition: int, first: int, count: int, headers: bool = False, more_follow: bool = False
+) -> RecordBatch:
     records = [
         SimpleNamespace(
             offset=first + row,
@@ -17,11 +19,11 @@ def batch(partition: int, first: int, count: int, headers: bool = False) -> Reco
         )
         for row in range(count)
     ]
-    return RecordBatch("topic", partition, records)
+    return RecordBatch("topic", partition, records, more_follow)
 
 
-def taken(partition: int, first: int, count: int) -> SimpleNamespace:
-    return SimpleNamespace(batch=batch(partition, first, count))
+def taken(partition: int, first: int, count: int, more_follow: bool = False) -> SimpleNamespace:
+    return SimpleNamespace(batch=batch(partition, first, count, more_follow=more_follow))
 
 
 async def test_what_waits_is_taken_together_up_to_the_bound():
@@ -49,12 +51,45 @@ async def test_a_full_gatherer_lets_its_producer_wait_until_a_group_is_taken():
     await asyncio.wait_for(waiting, 1)
 
 
-async def test_a_lingering_take_finds_what_came_meanwhile():
-    gatherer = Gatherer(100, 0.01)
+async def test_a_group_waits_for_the_rest_of_its_fetch_and_then_no_longer():
+    """With a linger of a minute, so that only the fetch's last batch can be what ended the wait."""
+    gatherer = Gatherer(100, 60.0)
     take = asyncio.create_task(gatherer.take())
-    await gatherer.put(taken(0, 0, 1))
-    await gatherer.put(taken(1, 0, 1))
-    assert len(await asyncio.wait_for(take, 1)) == 2
+    await gatherer.put(taken(0, 0, 1, more_follow=True))
+    await asyncio.sleep(0)
+    await gatherer.put(taken(1, 0, 1, more_follow=True))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not take.done()
+    await gatherer.put(taken(2, 0, 1))
+    assert len(await asyncio.wait_for(take, 1)) == 3
+    await gatherer.put(taken(0, 1, 1))
+    assert len(await asyncio.wait_for(gatherer.take(), 1)) == 1
+
+
+async def test_a_group_does_not_wait_for_ever_for_what_was_kept_back():
+    gatherer = Gatherer(100, 0.01)
+    await gatherer.put(taken(0, 0, 1, more_follow=True))
+    assert len(await asyncio.wait_for(gatherer.take(), 1)) == 1
+
+
+async def test_a_full_group_does_not_wait_for_more():
+    gatherer = Gatherer(2, 60.0)
+    await gatherer.put(taken(0, 0, 2, more_follow=True))
+    assert len(await asyncio.wait_for(gatherer.take(), 1)) == 1
+
+
+async def test_what_was_forgotten_while_a_group_waited_is_not_taken():
+    gatherer = Gatherer(100, 0.01)
+    await gatherer.put(taken(0, 0, 1, more_follow=True))
+    take = asyncio.create_task(gatherer.take())
+    await asyncio.sleep(0)
+    await gatherer.clear()
+    assert await asyncio.wait_for(take, 1) == []
+
+
+async def test_nothing_is_taken_when_nothing_comes_in_time():
+    assert await Gatherer(10, 0.0).take(0.001) == []
 
 
 def test_a_group_shows_its_batches_as_one():

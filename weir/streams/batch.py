@@ -14,11 +14,14 @@ class RecordBatch:
     """Consecutive records of one partition, in offset order; never empty.
 
     Offsets may have holes (compaction, transaction markers): `offsets` says which they are.
+
+    more_follow: the same fetch brought another partition's batch, which is handed out next.
     """
 
     topic: str
     partition: int
     records: Sequence[Any]  # aiokafka.ConsumerRecord, read only through the columns below
+    more_follow: bool = False
 
     def __len__(self) -> int:
         return len(self.records)

@@ -9,48 +9,65 @@ from weir.streams.ports import Taken
 class Gatherer:
     """Holds batches until the next group is taken; bounded, so that its producer waits.
 
+    A fetch's batches come one after the other, and all but the last say that more follow: a group waits for
+    the last and no longer, so that a single batch goes at once.
+
     Args:
         rows_max: of a group (a single larger batch makes a group of its own), and of what waits.
-        linger_s: how long the first batch of an idle worker waits for the other partitions of its fetch.
+        linger_s: how long a group waits at most for the rest of its fetch, which a rebalance may keep back.
     """
 
     def __init__(self, rows_max: int, linger_s: float) -> None:
         self._rows_max, self._linger_s = rows_max, linger_s
         self._waiting: deque[Taken] = deque()
         self._rows = 0
-        self._changed = asyncio.Condition()
+        self._came, self._room = asyncio.Event(), asyncio.Event()
 
     async def put(self, taken: Taken) -> None:
         """Hand a batch over; waits while as many rows as a group may have are waiting."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._rows < self._rows_max)
-            self._waiting.append(taken)
-            self._rows += len(taken.batch)
-            self._changed.notify_all()
+        while self._rows >= self._rows_max:
+            self._room.clear()
+            await self._room.wait()
+        self._waiting.append(taken)
+        self._rows += len(taken.batch)
+        self._came.set()
 
     async def take(self, deadline_s: float | None = None) -> list[Taken]:
         """The next group, in the order of arrival; waits for one, or returns none after the deadline."""
-        async with self._changed:
-            try:
-                async with asyncio.timeout(deadline_s):
-                    await self._changed.wait_for(lambda: bool(self._waiting))
-            except TimeoutError:
+        while not self._waiting:
+            if not await self._one_comes(deadline_s):
                 return []
-        if self._linger_s and self._rows < self._rows_max:
-            await asyncio.sleep(self._linger_s)
-        async with self._changed:
-            group, rows = [self._waiting.popleft()], 0
-            rows = len(group[0].batch)
-            while self._waiting and rows + len(self._waiting[0].batch) <= self._rows_max:
-                group.append(self._waiting.popleft())
-                rows += len(group[-1].batch)
-            self._rows -= rows
-            self._changed.notify_all()
-            return group
+        loop = asyncio.get_running_loop()
+        ends_s = loop.time() + self._linger_s
+        while (
+            self._waiting
+            and self._waiting[-1].batch.more_follow
+            and self._rows < self._rows_max
+            and (left_s := ends_s - loop.time()) > 0
+        ):
+            await self._one_comes(left_s)
+        if not self._waiting:
+            return []
+        group = [self._waiting.popleft()]
+        rows = len(group[0].batch)
+        while self._waiting and rows + len(self._waiting[0].batch) <= self._rows_max:
+            group.append(self._waiting.popleft())
+            rows += len(group[-1].batch)
+        self._rows -= rows
+        self._room.set()
+        return group
 
     async def clear(self) -> None:
         """Forget what waits; it was read by nobody."""
-        async with self._changed:
-            self._waiting.clear()
-            self._rows = 0
-            self._changed.notify_all()
+        self._waiting.clear()
+        self._rows = 0
+        self._room.set()
+
+    async def _one_comes(self, within_s: float | None) -> bool:
+        self._came.clear()
+        try:
+            async with asyncio.timeout(within_s):
+                await self._came.wait()
+        except TimeoutError:
+            return False
+        return True

@@ -118,18 +118,21 @@ class BatchConsumer(driver.Consumer):
 
     def _messages(self, records: Mapping[TP, list[Any]]) -> Iterator[tuple[TP, Message]]:
         singles: dict[TP, list[Any]] = {}
+        batches: list[tuple[TP, list[Any]]] = []
         for tp, fetched in records.items():
             if not fetched:
                 continue
             if self._is_batch(tp):
-                yield tp, self._batch_message(tp, fetched)
+                batches.append((tp, fetched))
             else:
                 singles[tp] = fetched
+        for place, (tp, fetched) in enumerate(batches, 1):
+            yield tp, self._batch_message(tp, fetched, place < len(batches))
         for tp, record in self.scheduler.iterate(singles):
             yield tp, self._to_message(tp, record)
 
-    def _batch_message(self, tp: TP, fetched: list[Any]) -> ConsumerMessage:
-        batch = RecordBatch(tp.topic, tp.partition, fetched)
+    def _batch_message(self, tp: TP, fetched: list[Any], more_follow: bool) -> ConsumerMessage:
+        batch = RecordBatch(tp.topic, tp.partition, fetched, more_follow)
         return ConsumerMessage(
             tp.topic,
             tp.partition,
