@@ -14,9 +14,10 @@ refused. Of version 1, which older clusters speak, a new epoch is asked for afte
 """
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from enum import Enum, auto
 
+from weir.client.connection import TopicDenied
 from weir.config import KafkaSettings
 from weir.errors import WeirError
 from weir.kafka import _codes as codes
@@ -154,7 +155,7 @@ class TransactionalProducer:
         """
         queues = queues_of(outputs, self._batch_bytes_max)
         if queues:
-            await self._in_transaction(self._produce(queues))
+            await self._in_transaction(lambda: self._produce(queues))
 
     async def _produce(self, queues: Queues) -> None:
         deadline = Deadline(self._deadline_s)
@@ -178,7 +179,7 @@ class TransactionalProducer:
             AccessDenied, Refused: abort; a retry is no use.
         """
         if offsets:
-            await self._in_transaction(self._send_offsets(member, offsets))
+            await self._in_transaction(lambda: self._send_offsets(member, offsets))
 
     async def _send_offsets(self, member: GroupMember, offsets: Mapping[Place, tuple[int, str]]) -> None:
         deadline = Deadline(self._deadline_s)
@@ -199,6 +200,10 @@ class TransactionalProducer:
     async def _add_partitions(self, places: set[Place], deadline: Deadline) -> None:
         if not places:
             return
+        homeless = [place for place in places if self._link.leader(place) is None]
+        if homeless:
+            # Of a topic that is missing the coordinator would only say that it does not know it yet.
+            await self._link.find_leaders(homeless, deadline)
         what = "take partitions into the transaction"
         call = add_partitions(self.transactional_id, self.identity, places)
         # One at a time: the coordinator refuses a change while it writes another.
@@ -206,8 +211,11 @@ class TransactionalProducer:
             answer = await self._link.ask_coordinator(
                 Coordinates.TRANSACTION, self.transactional_id, call, what, deadline, self._doubted
             )
-        if answer.code:
-            raise self._refusal(answer.code, what)
+        place, code = answer.worst
+        if place is not None and code == Code.TOPIC_AUTHORIZATION_FAILED:
+            raise TopicDenied(place[0], self._settings)
+        if code:
+            raise self._refusal(code, what)
         self._added |= places
 
     async def _add_group(self, group: str, deadline: Deadline) -> None:
@@ -225,13 +233,9 @@ class TransactionalProducer:
                 raise self._refusal(answer.code, what)
             self._groups.add(group)
 
-    async def _in_transaction(self, work: Coroutine[None, None, None]) -> None:
+    async def _in_transaction(self, work: Callable[[], Coroutine[None, None, None]]) -> None:
         """Do the work in a task, so that `abort` can end it before anything else is sent."""
-        try:
-            self._require_open()
-        except WeirError:
-            work.close()
-            raise
+        self._require_open()
         self._stage = Stage.OPEN
         task = asyncio.get_running_loop().create_task(self._watched(work))
         self._running.add(task)
@@ -239,25 +243,30 @@ class TransactionalProducer:
         try:
             await task
         except asyncio.CancelledError:
+            # A task that had not begun yet could not say so itself.
+            self._failed()
             caller = asyncio.current_task()
             if caller is not None and caller.cancelling():
                 raise
             raise TransactionAborted(self.transactional_id, "it was aborted meanwhile") from None
 
-    async def _watched(self, work: Coroutine[None, None, None]) -> None:
+    async def _watched(self, work: Callable[[], Coroutine[None, None, None]]) -> None:
         done = False
         try:
-            await work
+            await work()
             done = True
         except Fenced:
             self._stage = Stage.FENCED
             raise
         finally:
             if not done:
-                # Cancelled or failed: what was sent may still arrive.
-                self._doubt = True
-                if self._stage is Stage.OPEN:
-                    self._stage = Stage.FAILED
+                self._failed()
+
+    def _failed(self) -> None:
+        # What was sent may still arrive.
+        self._doubt = True
+        if self._stage is Stage.OPEN:
+            self._stage = Stage.FAILED
 
     def _require_open(self) -> None:
         match self._stage:

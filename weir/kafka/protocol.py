@@ -25,7 +25,7 @@ from aiokafka.protocol.types import (
 from numpy.typing import NDArray
 
 from weir.errors import MissingPart
-from weir.kafka._codes import RETRIABLE
+from weir.kafka._codes import RETRIABLE, Code
 
 PRODUCE, OFFSET_FETCH, API_VERSIONS, INIT_PRODUCER_ID = 0, 9, 18, 22
 ADD_PARTITIONS_TO_TXN, ADD_OFFSETS_TO_TXN, END_TXN, TXN_OFFSET_COMMIT = 24, 25, 26, 28
@@ -128,6 +128,9 @@ class Identified:
     identity: Identity
 
 
+_TELLS_LITTLE = (Code.NONE, Code.OPERATION_NOT_ATTEMPTED)
+
+
 @dataclass(frozen=True, slots=True)
 class Codes:
     """One error code a partition, or one for all under None."""
@@ -137,8 +140,14 @@ class Codes:
     @property
     def code(self) -> int:
         """0, else one that no retry changes, else any."""
-        wrong = [code for code in self.by_place.values() if code]
-        return next((code for code in wrong if code not in RETRIABLE), wrong[0] if wrong else 0)
+        return self.worst[1]
+
+    @property
+    def worst(self) -> tuple[Place | None, int]:
+        """That code, and which partition's it is."""
+        # What was not attempted was not for the sake of another, which tells more.
+        wrong = [item for item in self.by_place.items() if item[1] not in _TELLS_LITTLE]
+        return next((item for item in wrong if item[1] not in RETRIABLE), wrong[0] if wrong else (None, 0))
 
 
 @dataclass(frozen=True, slots=True)
