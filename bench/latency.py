@@ -4,24 +4,22 @@ import asyncio
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from aiokafka import AIOKafkaConsumer
 from numpy.typing import NDArray
 
+from bench.stage import ROOT, Stage
 from weir.codec.avro import RowCodec
 from weir.codec.framing import unframe
 from weir.codec.schemas import load_schema
-from weir.config import TopicSettings
 from weir.crypto.envelope import HEADER_NAME, parse_envelope_header
 from weir.ids import decision_ids
 from weir.streams.history import partitions
 
 _POLL_MS = 100
-_ROOT = Path(__file__).resolve().parents[1]
 _WARM_S = 3.0
+_LAST_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +45,23 @@ async def _reader(servers: str, topic: str) -> AIOKafkaConsumer:
     return consumer
 
 
-async def at_rate(
-    env: dict[str, str], config: dict[str, Any], topics: TopicSettings, rate: float, seconds: float
-) -> Latency:
-    """Let the simulator pay at `rate` and time each decision; the first seconds are left out."""
-    servers = config["kafka"]["bootstrap_servers"]
-    payments, decisions = [await _reader(servers, t) for t in (topics.transactions, topics.decisions)]
+async def at_rate(stage: Stage, decisions_topic: str, rate: float, seconds: float) -> Latency:
+    """Let the simulator pay at `rate` and time each decision on `decisions_topic`.
+
+    The first seconds are left out. A decision is found by its id, which stands in its header and which
+    anyone can compute from the payment.
+
+    Raises:
+        SystemExit: a payment has no decision when the run is over.
+    """
+    payments, decisions = [
+        await _reader(stage.servers, topic) for topic in (stage.topics.transactions, decisions_topic)
+    ]
     simulator = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "weir", "simulate"),
         *("--rate", str(rate), "--seconds", str(seconds + _WARM_S)),
-        env=env,
-        cwd=_ROOT,
+        env=stage.env,
+        cwd=ROOT,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.DEVNULL,
     )
@@ -68,7 +72,7 @@ async def at_rate(
     try:
         await simulator.wait()
         # The last decisions are on their way: what is not here by then counts as not decided.
-        await asyncio.sleep(2.0)
+        await asyncio.sleep(_LAST_S)
     finally:
         for task in (reading, sending):
             task.cancel()
@@ -77,8 +81,8 @@ async def at_rate(
         await decisions.stop()
     sent_ms = _by_decision(sent)
     missing = sum(each not in read_ms for each in sent_ms)
-    if missing:
-        raise SystemExit(f"{missing} of {len(sent_ms)} payments have no decision")
+    if missing or not sent_ms:
+        raise SystemExit(f"{missing} of {len(sent_ms)} payments have no decision on {decisions_topic}")
     begun = min(sent_ms.values()) + _WARM_S * 1000
     ms = [read_ms[each] - at_ms for each, at_ms in sent_ms.items() if at_ms >= begun]
     return Latency(rate, np.array(ms))

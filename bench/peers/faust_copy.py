@@ -4,6 +4,7 @@ python -m bench.peers.faust_copy SERVERS GROUP SOURCE TARGET
 """
 
 import sys
+from typing import Any
 
 import faust
 import uvloop
@@ -27,7 +28,7 @@ outgoing = app.topic(target, key_type=bytes, value_type=bytes)
 
 
 @app.agent(incoming)
-async def copy(events):
+async def copy(events: Any) -> None:
     async for key, value in events.items():
         await outgoing.send(key=key, value=value)
 
