@@ -143,7 +143,6 @@ class Engine:
                 await self._drain()
                 if self._broken.is_set() or self._pipeline.holds(going):
                     await self._roll_back(_SETTLE_S, going)
-                self._drop(going)
 
     async def evicted(self, lost: Collection[Place]) -> None:
         """The group has put this worker out: nothing of these commits any more."""
@@ -152,7 +151,6 @@ class Engine:
             if going:
                 log.warning("evicted", partitions=len(going), groups=self._pipeline.in_flight)
                 await self._roll_back(_SETTLE_S, going)
-                self._drop(going)
 
     async def shutdown(self) -> None:
         """Commit what is in flight within the drain deadline, then disconnect; nothing is begun any more."""
@@ -200,10 +198,13 @@ class Engine:
     async def _read_on(self) -> None:
         while True:
             waiting = await self._gatherer.take(_IDLE_S)
-            group = [each for each in waiting if each.current and _place(each) in self._ready]
+            group = [each for each in waiting if self._readable(each)]
             # An empty group lets what came beside the batches enter the state.
             if group or self._processor.has_side_inputs():
-                await self._pipeline.submit(group)
+                await self._pipeline.submit(group, self._readable)
+
+    def _readable(self, taken: Taken) -> bool:
+        return taken.current and _place(taken) in self._ready
 
     async def _stop_reading(self) -> None:
         if self._loop is not None:
@@ -221,11 +222,11 @@ class Engine:
         going = set(lost) & self._ready
         self._source.hold(sorted(going))
         self._ready -= going
-        return going
-
-    def _drop(self, going: Collection[Place]) -> None:
+        # Now, not once all is delivered: groups of other partitions are read on, and what comes beside them
+        # would change the state of these as well, in transactions that end after another has got them.
         for place in going:
             self._processor.drop(place)
+        return going
 
     async def _drain(self) -> None:
         """Wait until all that was read by now is delivered, something failed, or the deadline passed."""

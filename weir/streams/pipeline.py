@@ -8,7 +8,7 @@ is awaited beside the next group's reading. Groups are delivered in the order in
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -37,11 +37,16 @@ class Pipeline:
         self._some_free = asyncio.Event()
         self._moved = asyncio.Event()
         self._last_turn: asyncio.Event | None = None
-        self._tasks: dict[asyncio.Task[None], tuple[int, BatchGroup]] = {}
+        # Of each group in flight: its epoch, and the places whose offsets it moves or sends.
+        self._tasks: dict[asyncio.Task[None], tuple[int, frozenset[Place]]] = {}
         self._epoch = 0
 
-    async def submit(self, taken: Sequence[Taken]) -> None:
-        """Read the batches now, as one epoch of the state, and conclude them in the background."""
+    async def submit(self, taken: Sequence[Taken], readable: Callable[[Taken], bool]) -> None:
+        """Read the batches now, as one epoch of the state, and conclude them in the background.
+
+        Args:
+            readable: asked once more when nothing has to be waited for any more: a partition may have gone.
+        """
         group = BatchGroup([each.batch for each in taken])
         # A group larger than the bound goes alone.
         row_count = min(len(group), self._rows_max)
@@ -49,14 +54,20 @@ class Pipeline:
             self._some_free.clear()
             await self._some_free.wait()
         await self._processor.prepare(group)
+        if not all(map(readable, taken)):
+            taken = [each for each in taken if readable(each)]
+            group = BatchGroup([each.batch for each in taken])
+            row_count = min(len(group), row_count)
         self._epoch += 1
         epoch = self._epoch
         read = self._processor.read(epoch, group)
+        next_offsets = dict(self._processor.touched(read))
+        next_offsets |= {(each.topic, each.partition): each.offset_last + 1 for each in group.batches}
         self._rows_free -= row_count
         before, turn = self._last_turn, asyncio.Event()
         self._last_turn = turn
-        task = asyncio.create_task(self._conclude(epoch, taken, group, read, before, turn))
-        self._tasks[task] = (epoch, group)
+        task = asyncio.create_task(self._conclude(epoch, taken, group, read, next_offsets, before, turn))
+        self._tasks[task] = (epoch, frozenset(next_offsets))
         task.add_done_callback(lambda done: self._concluded(done, row_count))
 
     async def _conclude(
@@ -65,6 +76,7 @@ class Pipeline:
         taken: Sequence[Taken],
         group: BatchGroup,
         read: Any,
+        next_offsets: Mapping[Place, int],
         before: asyncio.Event | None,
         turn: asyncio.Event,
     ) -> None:
@@ -73,8 +85,6 @@ class Pipeline:
         if before is not None:
             await before.wait()
         begun_s = perf_counter()
-        next_offsets = dict(self._processor.touched(read))
-        next_offsets |= {(each.topic, each.partition): each.offset_last + 1 for each in group.batches}
         delivered = self._delivery.enqueue(Done(epoch, taken, outputs, next_offsets))
         # Only now: a group that failed keeps those behind it from being delivered.
         turn.set()
@@ -95,12 +105,8 @@ class Pipeline:
         return len(self._tasks)
 
     def holds(self, places: Collection[Place]) -> bool:
-        """Whether a group in flight has a batch of these."""
-        return any(
-            (batch.topic, batch.partition) in places
-            for _, group in self._tasks.values()
-            for batch in group.batches
-        )
+        """Whether a group in flight has a batch of these, or has changed their state."""
+        return any(not touched.isdisjoint(places) for _, touched in self._tasks.values())
 
     async def delivered(self) -> None:
         """Return once every group that was read by now has been delivered; never, when one failed."""
