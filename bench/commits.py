@@ -1,7 +1,7 @@
-"""`python -m bench.commits`: what a transaction takes by each client, and what a record costs to build and send.
+"""`python -m bench.commits`: what a transaction takes by each client, and what a record costs to send.
 
-One broker of one node, one machine, one run. A transaction is 100 records of 300 bytes over 4 partitions and a
-consumer group's offset. That decides which client commits.
+One broker of one node, one machine, one run. A transaction is 100 records of 300 bytes over 4 partitions and
+a consumer group's offset. That decides which client commits.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -175,7 +176,7 @@ async def by_ours_in_turn(servers: str) -> AsyncIterator[Transact]:
         await asyncio.gather(*ending)
 
 
-async def times_ms(transact: Transact, count: int) -> np.ndarray:
+async def times_ms(transact: Transact, count: int) -> NDArray[np.float64]:
     """How long each of `count` transactions takes."""
     ms = []
     for turn in range(count):
@@ -226,7 +227,7 @@ async def send_costs(servers: str, count: int) -> dict[str, float]:
         await own.stop()
 
 
-async def run(servers: str, count: int) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+async def run(servers: str, count: int) -> tuple[dict[str, NDArray[np.float64]], dict[str, float]]:
     """Every contender, one after the other."""
     admin = AIOKafkaAdminClient(bootstrap_servers=servers)
     await admin.start()
@@ -248,7 +249,7 @@ async def run(servers: str, count: int) -> tuple[dict[str, np.ndarray], dict[str
 
 def main() -> None:
     """Run it and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="What a transaction and a record cost, by each client.")
     parser.add_argument("--transactions", type=int, default=300, help="of each client")
     parser.add_argument(
         "--broker", action="append", default=[], metavar="NAME=VALUE", help="a setting of the broker"
