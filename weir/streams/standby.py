@@ -1,0 +1,276 @@
+"""Following a compacted changelog for partitions that another worker owns, so that taking one over is short.
+
+    follow ──▶ FOLLOWING ──promote──▶ reads up to the log's end of that moment ──▶ no longer followed: ours
+
+A partition is promoted after the group gave it to us and its last owner's transactions are decided. It is
+read up to the end of all records, not of the decided ones: a commit is answered before its markers are
+written, and what they decide belongs to the state.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.protocol.offset import OffsetRequest
+
+from weir.client.connection import one_line, stop
+from weir.config import KafkaSettings
+from weir.errors import IntegrityError, WeirError
+from weir.kafka_options import client_options, connect
+from weir.obs.log import get_logger
+from weir.streams.history import partitions
+
+log = get_logger("weir.streams.standby")
+
+Apply = Callable[[int, Sequence[bytes | None], Sequence[bytes | None]], None]
+
+# Rows handed over at once: the loop has to decide meanwhile.
+_ROWS_MAX = 2000
+_POLL_MS = 200
+# The broker holds a fetch that finds nothing this long; a new set of partitions waits behind it.
+_FETCH_WAIT_MS = 50
+_RETRY_S = 0.5
+_READ_UNCOMMITTED, _LATEST = 0, -1
+
+
+class ChangelogTooShort(IntegrityError):
+    """The changelog ends before the offset that the state was read up to: it is another log."""
+
+    def __init__(self, topic: str, partition: int, offset: int, end: int) -> None:
+        self.topic, self.partition, self.offset, self.end = topic, partition, offset, end
+        super().__init__(
+            f"Changelog {topic} partition {partition} ends at {end}, the state was read up to {offset}: "
+            "the topic was made anew. Delete the worker's snapshots; it restores from the changelog."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Caught:
+    """How far a partition was read, and what that took.
+
+    next_offset: of the changelog, the first that was not read.
+    rows: handed to `apply` since the promotion (or the restore) was asked for.
+    """
+
+    next_offset: int
+    rows: int
+
+
+async def _open(settings: KafkaSettings, topic: str, client_id: str) -> AIOKafkaConsumer:
+    consumer = AIOKafkaConsumer(
+        **client_options(settings),
+        client_id=client_id,
+        group_id=None,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        isolation_level="read_committed",
+        fetch_max_wait_ms=_FETCH_WAIT_MS,
+    )
+    await connect(consumer, settings)
+    try:
+        with one_line(settings, topic):
+            await partitions(consumer, topic)
+    except WeirError:
+        await stop(consumer)
+        raise
+    return consumer
+
+
+async def _end(consumer: AIOKafkaConsumer, tp: TopicPartition) -> int:
+    """The offset after the last record, be its transaction decided or not."""
+    request = OffsetRequest(-1, _READ_UNCOMMITTED, [(tp.topic, [(tp.partition, _LATEST)])])
+    client = consumer._client
+    while True:
+        leader = client.cluster.leader_for_partition(tp)
+        if leader not in (None, -1):
+            answer = await client.send(leader, request)
+            ((_, ((_, code, _, offset),)),) = answer.topics
+            if not code:
+                return int(offset)
+        # No leader, or no longer: an election takes a moment.
+        await client.force_metadata_update()
+        await asyncio.sleep(_RETRY_S)
+
+
+@dataclass(slots=True)
+class _Promotion:
+    end: int
+    done: "asyncio.Future[Caught]"
+    rows: int = 0
+
+
+@dataclass
+class StandbyFollower:
+    """Reads some partitions of one changelog, and hands what it read to `apply`, in order.
+
+    Args:
+        apply: called with partition, keys and values (None: deleted); must not raise.
+        on_failure: called once with the error that ended the following; a lost broker is none.
+    """
+
+    settings: KafkaSettings
+    topic: str
+    apply: Apply
+    client_id: str
+    on_failure: Callable[[BaseException], None]
+    _positions: dict[int, int] = field(default_factory=dict)
+    _promotions: dict[int, _Promotion] = field(default_factory=dict)
+    _consumer: AIOKafkaConsumer | None = None
+    _task: "asyncio.Task[None] | None" = None
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def start(self) -> None:
+        """Connect; nothing is read before `follow`.
+
+        Raises:
+            TopicMissing, NeighbourUnavailable, AccessDenied: no broker takes this client, or has the topic.
+        """
+        self._consumer = await _open(self.settings, self.topic, self.client_id)
+        self._task = asyncio.create_task(self._run())
+        self._task.add_done_callback(self._ended)
+
+    async def stop(self) -> None:
+        """Disconnect; what is being promoted is cancelled."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        for promotion in self._promotions.values():
+            promotion.done.cancel()
+        if self._consumer is not None:
+            await stop(self._consumer)
+            self._consumer = None
+
+    @property
+    def positions(self) -> Mapping[int, int]:
+        """For each followed partition the changelog's next offset."""
+        return dict(self._positions)
+
+    def lag(self, partition: int) -> int | None:
+        """Records until the last decided one, as of the last answer; None before it, or if unfollowed."""
+        if self._consumer is None or partition not in self._positions:
+            return None
+        tp = TopicPartition(self.topic, partition)
+        if tp not in self._consumer.assignment():
+            return None
+        end = self._consumer.last_stable_offset(tp)
+        return None if end is None else max(int(end) - self._positions[partition], 0)
+
+    def follow(self, starts: Mapping[int, int]) -> None:
+        """Follow exactly these; one that is followed goes on where it is, another begins at its offset."""
+        self._positions = {partition: self._positions.get(partition, at) for partition, at in starts.items()}
+        for partition in self._promotions.keys() - starts.keys():
+            self._promotions.pop(partition).done.cancel()
+        self._changed.set()
+
+    async def promote(self, partition: int) -> Caught:
+        """Read up to the log's end of now, and follow the partition no longer.
+
+        Raises:
+            ChangelogTooShort: the state is of another log.
+            KeyError: the partition is not followed.
+        """
+        at = self._positions[partition]
+        assert self._consumer is not None
+        with one_line(self.settings, self.topic):
+            end = await _end(self._consumer, TopicPartition(self.topic, partition))
+        if end < at:
+            raise ChangelogTooShort(self.topic, partition, at, end)
+        promotion = _Promotion(end, asyncio.get_running_loop().create_future())
+        self._promotions[partition] = promotion
+        self._note(partition, self._positions[partition], 0)
+        self._changed.set()
+        return await promotion.done
+
+    def _note(self, partition: int, position: int, rows: int) -> None:
+        if partition not in self._positions:
+            return
+        self._positions[partition] = position
+        if (promotion := self._promotions.get(partition)) is not None:
+            promotion.rows += rows
+            if position >= promotion.end:
+                del self._promotions[partition], self._positions[partition]
+                promotion.done.set_result(Caught(position, promotion.rows))
+                self._changed.set()
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                with one_line(self.settings, self.topic):
+                    await self._read_on()
+            except WeirError as error:
+                if not error.retriable:
+                    raise
+                log.warning("changelog_asked_again", topic=self.topic, error=str(error))
+                await asyncio.sleep(_RETRY_S)
+
+    async def _read_on(self) -> None:
+        consumer = self._consumer
+        assert consumer is not None
+        while True:
+            self._changed.clear()
+            # What is promoted is waited for: the rest can wait.
+            wanted = sorted(self._promotions or self._positions)
+            if not wanted:
+                await self._changed.wait()
+                continue
+            tps = [TopicPartition(self.topic, partition) for partition in wanted]
+            consumer.assign(tps)
+            for tp in tps:
+                consumer.seek(tp, self._positions[tp.partition])
+            while not self._changed.is_set():
+                await _read(consumer, self.apply, tps, self._note)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            for promotion in self._promotions.values():
+                promotion.done.set_exception(error)
+            self._promotions.clear()
+            self.on_failure(error)
+
+
+async def _read(
+    consumer: AIOKafkaConsumer,
+    apply: Apply,
+    tps: Iterable[TopicPartition],
+    note: Callable[[int, int, int], None],
+) -> None:
+    """One fetch, handed over; then each position, which also passes aborted records and markers."""
+    fetched = await consumer.getmany(timeout_ms=_POLL_MS, max_records=_ROWS_MAX)
+    for tp, records in fetched.items():
+        apply(tp.partition, [record.key for record in records], [record.value for record in records])
+    for tp in tps:
+        note(tp.partition, await consumer.position(tp), len(fetched.get(tp, ())))
+    # A long tail must not hold the loop.
+    await asyncio.sleep(0)
+
+
+async def restore(
+    settings: KafkaSettings, topic: str, partition: int, from_offset: int, apply: Apply, client_id: str
+) -> Caught:
+    """Read a partition from `from_offset` up to the log's end of now, without a standby.
+
+    Raises:
+        ChangelogTooShort: the snapshot that `from_offset` is of belongs to another log.
+        TopicMissing, AccessDenied: trying again does not help.
+        NeighbourUnavailable: what was applied stays; go on from where the last call was.
+    """
+    consumer, tp = await _open(settings, topic, client_id), TopicPartition(topic, partition)
+    position, rows = from_offset, 0
+
+    def note(_: int, at: int, count: int) -> None:
+        nonlocal position, rows
+        position, rows = at, rows + count
+
+    try:
+        with one_line(settings, topic):
+            consumer.assign([tp])
+            end = await _end(consumer, tp)
+            if end < from_offset:
+                raise ChangelogTooShort(topic, partition, from_offset, end)
+            consumer.seek(tp, from_offset)
+            while position < end:
+                await _read(consumer, apply, [tp], note)
+    finally:
+        await stop(consumer)
+    return Caught(position, rows)
