@@ -1,5 +1,6 @@
 """The thread that keeps up the group and fetches records, and its way to and from the main thread."""
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol, cast
@@ -25,6 +26,7 @@ class _Main(Protocol):
 
     _method_queue: MethodQueue
     told: Assignment
+    renumbered: asyncio.Event
 
     async def let_go(self, lost: set[TP], still_ours: bool) -> None: ...
 
@@ -104,6 +106,10 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):
     async def assigned(self, now: frozenset[TopicPartition], settled: bool) -> None:
         """See `weir.streams.membership.Reader`."""
         await self._in_main(cast(_Main, self.consumer).take, _tps(now), settled)
+
+    def renumbered(self) -> None:
+        """See `weir.streams.membership.Reader`."""
+        self.parent_loop.call_soon_threadsafe(cast(_Main, self.consumer).renumbered.set)
 
     async def _in_main(self, call: Any, *args: Any) -> None:
         queue = cast(_Main, self.consumer)._method_queue

@@ -56,6 +56,9 @@ class Reader(Protocol):
     async def assigned(self, now: frozenset[TopicPartition], settled: bool) -> None:
         """All that is ours from now on; what is new is closed."""
 
+    def renumbered(self) -> None:
+        """Commits are taken under another generation from now on, or under none."""
+
 
 class CooperativeCoordinator(GroupCoordinator):  # type: ignore[misc]  # aiokafka has no types
     """One member; see the module.
@@ -77,6 +80,11 @@ class CooperativeCoordinator(GroupCoordinator):  # type: ignore[misc]  # aiokafk
         self.unsettled = False
         self.leaving = False
         self.member: GroupMember | None = None
+
+    def _become(self, member: GroupMember | None) -> None:
+        if member != self.member:
+            self.member = member
+            self._reader.renumbered()
 
     # -- joining -------------------------------------------------------------------------------------------
 
@@ -124,7 +132,7 @@ class CooperativeCoordinator(GroupCoordinator):  # type: ignore[misc]  # aiokafk
         answer = await super()._send_req(request)
         if joins and not answer.error_code and answer.group_protocol == self._own_protocol:
             # Nobody is given what we hold before we say so: it is ours under the new generation already.
-            self.member = GroupMember(answer.generation_id, answer.member_id, self._group_instance_id)
+            self._become(GroupMember(answer.generation_id, answer.member_id, self._group_instance_id))
         return answer
 
     async def _on_join_complete(self, generation: int, member_id: str, protocol: str, data: bytes) -> None:
@@ -145,7 +153,7 @@ class CooperativeCoordinator(GroupCoordinator):  # type: ignore[misc]  # aiokafk
                 return
         await self._take(now)
         self.held_since, self._held_cooperatively = generation, cooperative
-        self.member = GroupMember(generation, member_id, self._group_instance_id)
+        self._become(GroupMember(generation, member_id, self._group_instance_id))
         await self._reader.assigned(now, not self.unsettled)
         if lost and cooperative:
             self.request_rejoin()
@@ -183,7 +191,7 @@ class CooperativeCoordinator(GroupCoordinator):  # type: ignore[misc]  # aiokafk
         if self._joining and _in_commit.get():
             # The commit was too late for its generation; the join that is under way tells what we are.
             return
-        self.member = None
+        self._become(None)
         # What is held is not ours any more: `_on_join_prepare` says so.
         self._performed_join_prepare = False
         super().reset_generation()

@@ -44,7 +44,7 @@ class BatchConsumer(driver.Consumer):
         # How often a partition was moved; what was fetched before its last move is dropped.
         self._move, self._moves = 0, dict[TP, int]()
         self._active_changed, self._one_done = asyncio.Event(), asyncio.Event()
-        self._settled = asyncio.Event()
+        self._settled, self.renumbered = asyncio.Event(), asyncio.Event()
         self.told = Assignment()
 
     def _new_consumer_thread(self) -> BatchConsumerThread:
@@ -206,6 +206,21 @@ class BatchConsumer(driver.Consumer):
         Any thread may ask. In a rebalance it changes once, as soon as the broker takes only the new one.
         """
         return self._batch_thread.member
+
+    async def next_group_member(self, refused: GroupMember, deadline_s: float) -> GroupMember | None:
+        """What to commit under, once the broker has refused a member that was right when it was asked for.
+
+        In a rebalance the new generation is known here an answer later than there. None: no member any more,
+        or still the refused one when the deadline passed.
+        """
+        ends = time.monotonic() + deadline_s
+        while self.group_member() == refused:
+            self.renumbered.clear()
+            try:
+                await asyncio.wait_for(self.renumbered.wait(), max(ends - time.monotonic(), 0))
+            except TimeoutError:
+                return None
+        return self.group_member()
 
     async def let_go(self, lost: set[TP], still_ours: bool) -> None:
         """Hand nothing of `lost` out any more, have the app finish or drop it, forget it."""
