@@ -124,7 +124,7 @@ async def by_librdkafka(servers: str) -> AsyncIterator[Transact]:
 async def ours(servers: str, name: str, version: int) -> AsyncIterator[TransactionalProducer]:
     """One of our producers, started."""
     producer = TransactionalProducer(
-        KafkaSettings(bootstrap_servers=servers),
+        KafkaSettings.model_validate({"bootstrap_servers": servers}),
         transactional_id=name,
         client_id="bench",
         version_max=version,
@@ -213,7 +213,7 @@ async def send_costs(servers: str, count: int) -> dict[str, float]:
     theirs = AIOKafkaProducer(
         bootstrap_servers=servers, enable_idempotence=True, acks="all", max_batch_size=512 * 1024
     )
-    own = IdempotentProducer(KafkaSettings(bootstrap_servers=servers), client_id="bench")
+    own = IdempotentProducer(KafkaSettings.model_validate({"bootstrap_servers": servers}), client_id="bench")
     await theirs.start()
     await own.start()
     try:
