@@ -109,8 +109,7 @@ class Play:
             await asyncio.to_thread(self.cluster.wait_whole)
             await self._settled()
             watch.cancel()
-            for worker in self.workers:
-                await actions.stop(self, worker)
+            await asyncio.gather(*(actions.stop(self, worker) for worker in self.workers))
             live.cancel()
         clocks = any(each.kind is Kind.CLOCK_JUMP for each in self.schedule.faults)
         history = await collect(

@@ -4,6 +4,7 @@ Each part is a process of its own. The cluster serves many tests; a test has top
 """
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -16,12 +17,13 @@ from typing import Any
 
 from infra.local import layout
 from infra.local.kafka import KafkaNode, KafkaServer, broker_count, new_cluster_id
-from infra.local.ports import free_ports
+from infra.local.pki import ROLES, ensure_pki
+from infra.local.ports import is_free
 from infra.local.process import dies_with_us
 from infra.local.server import LocalServer
 from infra.local.triton import TritonServer
 from tests.support.disk import SmallDisk, can_mount, small_disk
-from tests.support.keys import KeysProcess, running_keys_service
+from tests.support.keys import KeysProcess
 from tests.support.proxy import Network
 from tests.support.risk import RiskUnderTest
 from tests.support.servers import READY_WITHIN_S, KafkaUnderTest, running_server
@@ -32,6 +34,8 @@ CLOCK = "tests.support.shifted_clock"
 _BROKER_DISK_MB = 384
 _WORKER_DISK_MB = 64
 _POLL_S = 0.05
+# Below what Linux takes for outgoing connections, 32768 and more.
+_QUIET_PORTS = (20_000, 32_000)
 # What a cluster that is broken all the time waits for, and what a machine in order would not notice.
 _PROPERTIES = {
     "file.delete.delay.ms": "1000",
@@ -208,6 +212,7 @@ class Cluster:
                     layout.MODEL_SOURCES,
                     overrides=dict(overrides),
                     partitions=partitions,
+                    metrics_port=quiet_ports(1)[0],
                     first=workers[0] if workers else None,
                     name=f"worker-{number}",
                 )
@@ -263,6 +268,25 @@ class Cluster:
         return ""
 
 
+_handed_out: set[int] = set()
+
+
+def quiet_ports(count: int) -> list[int]:
+    """Free ports that the kernel gives to no outgoing connection, and that were not handed out before.
+
+    A server that is away for a while finds its port again: an ephemeral one may have become somebody's end of
+    a connection, even of one to itself.
+    """
+    found: list[int] = []
+    draw = random.Random()
+    while len(found) < count:
+        port = draw.randrange(*_QUIET_PORTS)
+        if port not in _handed_out and is_free(port):
+            _handed_out.add(port)
+            found.append(port)
+    return found
+
+
 def broker_processes(brokers: Sequence[Broker]) -> dict[int, str]:
     """Process id to name, of those that run."""
     return {each.server.pid: each.name for each in brokers if each.server.pid}
@@ -287,16 +311,26 @@ def running_cluster(folder: Path, node_count: int = 1) -> Iterator[Cluster]:
         for broker in brokers:
             broker.server.start()
             stack.callback(broker.server.stop, 1.0)
-        triton = TritonServer(layout.MODEL_SOURCES, folder / "triton.log", staged=folder / "models")
+        grpc_port, triton_metrics_port, keys_port, keys_metrics_port = quiet_ports(4)
+        triton = TritonServer(
+            layout.MODEL_SOURCES,
+            folder / "triton.log",
+            staged=folder / "models",
+            grpc_port=grpc_port,
+            metrics_port=triton_metrics_port,
+        )
         stack.enter_context(running_server(triton))
-        keys = stack.enter_context(running_keys_service(folder / "keys"))
+        pki = ensure_pki(folder / "keys" / "pki", ROLES)
+        keys = KeysProcess(folder / "keys", pki, port=keys_port, metrics_port=keys_metrics_port)
+        stack.callback(keys.kill)
+        keys.start()
         cluster = Cluster(folder, brokers, network, triton, keys)
         cluster.wait_whole()
         yield cluster
 
 
 def _brokers(folder: Path, count: int, network: Network, stack: ExitStack) -> list[Broker]:
-    ports = free_ports(2 * count)
+    ports = quiet_ports(3 * count)
     disks = can_mount()
     cluster_id = new_cluster_id()
     names = [f"broker-{number}" for number in range(1, count + 1)]
@@ -321,6 +355,7 @@ def _brokers(folder: Path, count: int, network: Network, stack: ExitStack) -> li
             advertised_port=network.proxy(name, client_port),
             properties=_PROPERTIES,
         )
+        server.internal_port = server.peer_advertised_port = ports[2 * count + number - 1]
         if count > 1:
             server.peer_advertised_port = network.proxy(f"{name}/peers", server.internal_port)
         brokers.append(Broker(name, server, disk))

@@ -5,6 +5,8 @@ from the kernel's table of sockets (Linux), so that one worker can be cut off wh
 """
 
 import asyncio
+import socket
+import struct
 import threading
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
@@ -50,7 +52,7 @@ class _Connection:
     def abort(self) -> None:
         """Both sides see a reset."""
         for writer in self.writers:
-            writer.transport.abort()
+            _reset(writer)
 
 
 class Network:
@@ -167,7 +169,7 @@ class Network:
         try:
             to_reader, to_writer = await asyncio.open_connection(_LOOPBACK, to_port, limit=_CHUNK_BYTES)
         except OSError:
-            writer.transport.abort()
+            _reset(writer)
             return
         connection = _Connection(source, name, (writer, to_writer))
         self._connections.add(connection)
@@ -212,6 +214,14 @@ class Network:
             if wait_s:
                 await asyncio.sleep(wait_s)
             return
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    # Without time to linger the kernel sends a reset, not an orderly end.
+    connection = writer.get_extra_info("socket")
+    if connection is not None and not writer.transport.is_closing():
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
 
 
 def owner_of(port: int, peer_port: int, processes: Mapping[int, str]) -> str:
