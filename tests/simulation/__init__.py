@@ -1,0 +1,1 @@
+"""The exactly-once core in a deterministic simulation."""
