@@ -27,6 +27,7 @@ from weir.kafka.idempotent import IdempotentProducer
 from weir.kafka.producer import TransactionalProducer
 from weir.kafka.protocol import GroupMember
 from weir.kafka.records import AnyOutput, ByteColumn, ColumnOutput
+from weir.memory import keep_freed_memory
 from weir.streams.output import Output
 
 TOPIC, SOURCE, GROUP = "out", "in", "group"
@@ -254,7 +255,12 @@ def main() -> None:
     parser.add_argument(
         "--broker", action="append", default=[], metavar="NAME=VALUE", help="a setting of the broker"
     )
+    parser.add_argument(
+        "--give-back", action="store_true", help="leave the C library to give freed memory back at once"
+    )
     arguments = parser.parse_args()
+    if not arguments.give_back:
+        keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         properties = dict(each.split("=", 1) for each in arguments.broker)
         kafka = KafkaServer(Path(folder) / "data", Path(folder) / "kafka.log", properties=properties)

@@ -1,5 +1,8 @@
 """Record batches, as aiokafka's own reader sees them, its checksum included."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +13,7 @@ from aiokafka.record.util import calc_crc32c
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weir.kafka._crc32c import crc32c
+from weir.kafka._crc32c import by_instruction, by_tables, crc32c, has_instruction
 from weir.kafka.record_batch import ProduceBatch, batches_of, from_columns, from_lists
 from weir.kafka.records import ByteColumn, ColumnOutput, HeaderColumns
 from weir.streams.output import Output
@@ -184,11 +187,30 @@ def test_an_output_of_lists_is_taken_as_it_is() -> None:
     assert read(stamped(batches_of(output))) == [(None, b"v", [("h", b"x")], 12)]
 
 
+CHECKSUMS = [by_tables, by_instruction] if has_instruction() else [by_tables]
+
+
 @settings(deadline=None)
 @given(st.binary(max_size=100), st.integers(0, 9))
 def test_checksum_is_that_of_aiokafka(data: bytes, start: int) -> None:
+    """Each way that this processor can go, from any byte on."""
     start = min(start, len(data))
-    assert crc32c(np.frombuffer(data, np.uint8), start, len(data)) == calc_crc32c(data[start:])
+    column = np.frombuffer(data, np.uint8)
+    assert {each(column, start, len(data)) for each in CHECKSUMS} == {calc_crc32c(data[start:])}
+
+
+def test_checksum_by_tables_where_numba_compiles_for_another_processor() -> None:
+    """As a build for a whole fleet is: the instruction may be missing on the machine that runs it."""
+    script = (
+        "from weir.kafka import _crc32c as crc, record_batch as rb;"
+        "from aiokafka.record.util import calc_crc32c;"
+        "assert crc.crc32c is crc.by_tables;"
+        "(batch,) = rb.from_lists([b'k'], [b'v' * 1000], [()], 0); batch.stamp(1, 0, 0, transactional=False);"
+        "wire = batch.data.tobytes(); assert int.from_bytes(wire[17:21], 'big') == calc_crc32c(wire[21:])"
+    )
+    environment = {**os.environ, "NUMBA_CPU_NAME": "generic"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_checksum_of_the_standard() -> None:

@@ -1,6 +1,19 @@
-"""CRC-32C (Castagnoli), eight bytes a step. Source: Kounavis and Berry 2005, slicing-by-8."""
+"""CRC-32C (Castagnoli): by the processor's own instruction (SSE 4.2), else by tables, eight bytes a step.
 
+Source: RFC 3720, 12.1, and Kounavis and Berry 2005, slicing-by-8.
+"""
+
+import platform
+from collections.abc import Callable
+from typing import Any, cast
+
+import llvmlite.binding as llvm  # type: ignore[import-untyped]
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils, config
+from numba.extending import intrinsic
+from numba.np.arrayobj import make_array
 from numpy.typing import NDArray
 
 from weir.state.jit import kernel
@@ -26,8 +39,8 @@ _8, _16, _24 = np.uint32(8), np.uint32(16), np.uint32(24)
 
 
 @kernel
-def crc32c(buffer, start, end):  # type: ignore[no-untyped-def]
-    """The checksum of the bytes from `start` to `end`, as uint32."""
+def by_tables(buffer, start, end):  # type: ignore[no-untyped-def]
+    """The checksum of the bytes from `start` to `end`, as uint32; on any processor."""
     crc = _ALL
     at = start
     while at + 8 <= end:
@@ -52,3 +65,49 @@ def crc32c(buffer, start, end):  # type: ignore[no-untyped-def]
         crc = _TABLES[0, (crc ^ np.uint32(buffer[at])) & _LOW] ^ (crc >> _8)
         at += 1
     return crc ^ _ALL
+
+
+@intrinsic
+def _step(_, crc, buffer, at):  # type: ignore[no-untyped-def]
+    """The checksum after the eight bytes at `at`."""
+
+    def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        word = ir.IntType(64)
+        array = cast(Any, make_array)(signature.args[1])(context, builder, arguments[1])
+        place = builder.bitcast(builder.gep(array.data, [arguments[2]]), word.as_pointer())
+        step = cast(Any, cgutils).get_or_insert_function(
+            builder.module, ir.FunctionType(word, [word, word]), "llvm.x86.sse42.crc32.64.64"
+        )
+        # A batch is checked from its byte 21 on: no word is aligned.
+        return builder.call(step, [arguments[0], builder.load(place, align=1)])
+
+    return types.uint64(types.uint64, buffer, types.int64), emit
+
+
+step = cast(Callable[..., Any], _step)
+
+
+@kernel
+def by_instruction(buffer, start, end):  # type: ignore[no-untyped-def]
+    """The same, where `has_instruction()`."""
+    words = np.uint64(_ALL)
+    at = start
+    while at + 8 <= end:
+        words = step(words, buffer, at)
+        at += 8
+    crc = np.uint32(words)
+    while at < end:
+        crc = _TABLES[0, (crc ^ np.uint32(buffer[at])) & _LOW] ^ (crc >> _8)
+        at += 1
+    return crc ^ _ALL
+
+
+def has_instruction() -> bool:
+    """Whether numba compiles for this processor (NUMBA_CPU_NAME may say another), and it has SSE 4.2."""
+    elsewhere = getattr(config, "CPU_NAME", None) or getattr(config, "CPU_FEATURES", None)
+    if elsewhere or platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    return bool(llvm.get_host_cpu_features().get("sse4.2", False))
+
+
+crc32c = by_instruction if has_instruction() else by_tables
