@@ -17,7 +17,7 @@ from bench.latency import Latency, at_rate
 from bench.measure import Cost, cost_of, watch
 from bench.peers.kafka_streams import build, check
 from bench.stage import Stage, stage
-from bench.workers import FLOOR, WEIR, KafkaStreams, Weir, Worker, chosen
+from bench.workers import FLOOR, OWN_TOPICS, WEIR, KafkaStreams, Weir, Worker, chosen
 
 PARTITIONS = 4
 DEADLINE_S = 240.0
@@ -51,7 +51,8 @@ def main() -> None:
     notes = [report.NOTE]
     if any(isinstance(worker, KafkaStreams) for worker in workers):
         try:
-            compared = check.check(build.build())
+            built = build.build()
+            compared = sum(check.check(built, terminals=terminals) for terminals in (False, True))
         except build.NoJavac as error:
             console.print(str(error))
             notes.append(str(error))
@@ -89,9 +90,9 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=str(__doc__).splitlines()[0])
-    parser.add_argument("--events", type=int, default=600_000)
+    parser.add_argument("--events", type=int, default=1_000_000)
     parser.add_argument(
-        "--warm", type=float, default=0.5, help="share of the events that every worker warms up on"
+        "--warm", type=float, default=0.6, help="share of the events that every worker warms up on"
     )
     parser.add_argument("--rate", type=float, default=1000.0, help="of the latency runs, a second")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each latency run; 0 leaves them out")
@@ -137,6 +138,8 @@ def measure(theatre: Stage, worker: Worker, arguments: argparse.Namespace, found
                 at_rate(theatre, running.topic, arguments.rate, arguments.seconds)
             )
     found.costs[worker.key] = asyncio.run(cost_of(theatre.servers, span))
+    # Gigabytes that no one reads any more would only take the page cache from the next.
+    theatre.delete_topics(prefix=OWN_TOPICS)
 
 
 def _say(console: Console, worker: Worker, found: Found) -> None:

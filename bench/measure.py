@@ -88,7 +88,7 @@ async def watch(
     beside: Sequence[int] = (),
     check: Callable[[], None] = lambda: None,
 ) -> Span:
-    """From the moment `topic` holds `warm` more records than now, until it holds `goal` more.
+    """From the moment `topic` holds `warm` records, or any, until it holds `goal` records.
 
     Args:
         pids: of the worker; beside: of what works for it, such as the model server.
@@ -100,12 +100,11 @@ async def watch(
     await consumer.start()
     try:
         partitions = await partitions_of(consumer, topic)
-        before = sum((await consumer.end_offsets(partitions)).values())
         begun_s = time.monotonic()
         first: tuple[float, float, float, Mapping[TopicPartition, int]] | None = None
         while time.monotonic() - begun_s < deadline_s:
             ends = await consumer.end_offsets(partitions)
-            count, now_s = sum(ends.values()) - before, time.monotonic()
+            count, now_s = sum(ends.values()), time.monotonic()
             if first is None and count >= max(warm, 1):
                 first = (now_s, cpu_s(pids), cpu_s(beside), ends)
             if first is not None and count >= goal:

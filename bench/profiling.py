@@ -140,17 +140,17 @@ def of_worker(theatre: Stage, worker: Worker, events: int) -> tuple[Profile, Cos
     warm = int(events * WARM_SHARE)
     with worker.running(theatre) as running:
 
-        def growth(goal: int) -> Span:
+        def until(goal: int) -> Span:
             pids = [running.process.pid]
             check = running.process.check
             return asyncio.run(
                 watch(theatre.servers, running.topic, goal, pids, warm=0, deadline_s=DEADLINE_S, check=check)
             )
 
-        growth(warm)
+        until(warm)
         with sampled(running.process, path):
             # Not to the very end: what the worker did before the sampling began is already there.
-            span = growth(int(events * END_SHARE) - warm)
+            span = until(int(events * END_SHARE))
     with path.open(encoding="utf-8", errors="replace") as lines:
         return read(lines), asyncio.run(cost_of(theatre.servers, span))
 

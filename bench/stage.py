@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,14 +77,21 @@ class Stage:
 
     def reset(self) -> None:
         """Every topic that Weir writes, empty again; the bank's own stay as they are."""
-        asyncio.run(self._delete(set(wanted(self.topics)) - {self.topics.transactions, self.topics.labels}))
+        self.delete_topics(set(wanted(self.topics)) - {self.topics.transactions, self.topics.labels})
         run("weir", "topics", "create", env=self.env)
 
-    async def _delete(self, names: set[str]) -> None:
+    def delete_topics(self, names: Collection[str] = (), *, prefix: str | None = None) -> None:
+        """Those topics, and every topic whose name begins with `prefix`; all that they held is gone."""
+        asyncio.run(self._delete(names, prefix))
+
+    async def _delete(self, names: Collection[str], prefix: str | None) -> None:
         admin = AIOKafkaAdminClient(bootstrap_servers=self.servers)
         await admin.start()
         try:
-            await admin.delete_topics(sorted(names))
+            known = await admin.list_topics()
+            doomed = [name for name in known if name in names or (prefix and name.startswith(prefix))]
+            if doomed:
+                await admin.delete_topics(sorted(doomed))
         finally:
             await admin.close()
 

@@ -3,12 +3,14 @@
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.peers.kafka_streams import build, settings
 from bench.stage import Process, Stage
 
 FLOOR = "aiokafka"
+# What the peers write begins with it.
+OWN_TOPICS = "bench."
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class Copy(Worker):
 
     @contextmanager
     def running(self, stage: Stage) -> Iterator[Running]:
-        topic = f"bench.{self.key}"
+        topic = f"{OWN_TOPICS}{self.key}"
         stage.make_topics([topic], stage.topics.partitions)
         command = [sys.executable, "-m", self.module, stage.servers, topic, stage.topics.transactions, topic]
         with stage.process(self.key, command, stage.env) as process:
@@ -104,9 +106,10 @@ class KafkaStreams(Worker):
     @contextmanager
     def running(self, stage: Stage) -> Iterator[Running]:
         built = build.build(rocksdb=self.variant.store == "rocksdb")
-        topic = f"bench.{self.key}"
+        topic = f"{OWN_TOPICS}{self.key}"
         partitions = stage.topics.partitions
-        stage.make_topics([topic], partitions)
+        between = [settings.by_terminal(topic)] if self.variant.terminals else []
+        stage.make_topics([topic, *between], partitions)
         config = stage.home / f"{self.key}.json"
         common = settings.shared(stage.topics.transactions, topic, partitions)
         state = stage.home / "state" / self.key
@@ -122,11 +125,13 @@ COPIES: tuple[Worker, ...] = (
     Copy("quix", "Quix Streams copy", module="bench.peers.quix_copy"),
     Copy("faust", "Faust agent copy", share=0.1, module="bench.peers.faust_copy"),
 )
-STREAMS: tuple[Worker, ...] = (
-    KafkaStreams("kafka-streams", "Kafka Streams, for throughput", decides=True, variant=settings.THROUGHPUT),
-    KafkaStreams(
-        "kafka-streams-latency", "Kafka Streams, for latency", decides=True, variant=settings.LATENCY
-    ),
+STREAMS: tuple[Worker, ...] = tuple(
+    KafkaStreams(key, f"Kafka Streams, {what}", decides=True, variant=variant)
+    for key, what, variant in (
+        ("kafka-streams", "for throughput", settings.THROUGHPUT),
+        ("kafka-streams-latency", "for latency", settings.LATENCY),
+        ("kafka-streams-terminals", "with terminals", replace(settings.THROUGHPUT, terminals=True)),
+    )
 )
 WEIR: tuple[Worker, ...] = tuple(
     Weir(

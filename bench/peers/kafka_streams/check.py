@@ -1,7 +1,7 @@
 """The peer is honest: on the same payments it decides what Weir decides, but for what it does not know.
 
-The peer has neither terminal windows nor labels, so those features are 0 for both sides here. Everything else
-is compared: the account's features, contributions, outcome, reasons, ids, pseudonyms and the sealed bytes.
+Once with its terminal windows, once without: then those features are 0 for both sides. Labels it never has.
+Compared are features, contributions, outcome, reasons, ids, pseudonyms and what the sealed values open to.
 """
 
 import struct
@@ -41,8 +41,8 @@ from weir.features.payments import CHANNELS, FEATURES, Payments, PaymentState
 from weir.ids import decision_ids
 from weir.state.hashing import keyed_hash_list
 
-# Features that need terminals or labels; the first of them and all that follow.
-KNOWN = FEATURES.index("account_fraud_count_30d")
+# The first of a terminal's features; they are the last.
+TERMINALS_FROM = FEATURES.index("terminal_count_now_1d")
 TOLERANCE = 1e-4
 _TOPIC = "bench.check"
 # Long enough that day buckets are used again, short of the age at which the policy refuses a payment.
@@ -60,16 +60,16 @@ class Answer:
     header: bytes
 
 
-def check(built: Built, count: int = 1000) -> int:
+def check(built: Built, *, terminals: bool, count: int = 1000) -> int:
     """How many payments were compared, all alike.
 
     Raises:
         IntegrityError: the first difference, by its field and the payment's number.
     """
     framed = _payments(count)
-    answers = _ask(built, framed)
+    answers = _ask(built, framed, terminals)
     rows = [RowCodec(load_schema("transaction")).decode(unframe(value)[1]) for value in framed]
-    features = _features(rows)
+    features = _features(rows, terminals)
     _alike("feature", np.stack([answer.features for answer in answers]), features)
     model = settings.defaults()
     scores = _scores(model, features)
@@ -113,12 +113,11 @@ def _payments(count: int) -> list[bytes]:
     return framed[-count:]
 
 
-def _ask(built: Built, framed: Sequence[bytes]) -> list[Answer]:
+def _ask(built: Built, framed: Sequence[bytes], terminals: bool) -> list[Answer]:
     with tempfile.TemporaryDirectory(prefix="weir-bench-") as folder:
         config, asked, said = (Path(folder) / name for name in ("config.json", "in", "out"))
-        settings.write(
-            config, settings.shared(_TOPIC, _TOPIC, 1), settings.Variant(), "", "check", Path(folder)
-        )
+        common, variant = settings.shared(_TOPIC, _TOPIC, 1), settings.Variant(terminals=terminals)
+        settings.write(config, common, variant, "", "check", Path(folder))
         asked.write_bytes(b"".join(struct.pack(">i", len(value)) + value for value in framed))
         done = subprocess.run(
             built.command("peer.Check", str(config), str(asked), str(said)), capture_output=True, text=True
@@ -146,8 +145,8 @@ def _scaled(row: dict[str, Any]) -> int:
     return int(row["amount"] * 10_000)
 
 
-def _features(rows: Sequence[dict[str, Any]]) -> NDArray[np.float32]:
-    """Weir's own features, those of terminals and labels set to 0."""
+def _features(rows: Sequence[dict[str, Any]], terminals: bool) -> NDArray[np.float32]:
+    """Weir's own features; those of terminals set to 0 unless wanted. None of the payments has a label."""
     hash_key = bytes(16)
     payments = Payments(
         account=keyed_hash_list([row["account_id"].encode() for row in rows], hash_key),
@@ -157,7 +156,8 @@ def _features(rows: Sequence[dict[str, Any]]) -> NDArray[np.float32]:
         channel=np.array([CHANNELS.index(row["channel"]) for row in rows], np.int8),
     )
     features = PaymentState(accounts_max=len(rows) + 1, terminals_max=len(rows) + 1).observe(payments)
-    features[:, KNOWN:] = 0.0
+    if not terminals:
+        features[:, TERMINALS_FROM:] = 0.0
     return features
 
 

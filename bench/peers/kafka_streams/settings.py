@@ -31,8 +31,12 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One way to run the peer: Kafka Streams' settings, store, and options of the JVM."""
+    """One way to run the peer: Kafka Streams' settings, store, and options of the JVM.
 
+    terminals: also the terminals' windows, by a topic between that is keyed by terminal.
+    """
+
+    terminals: bool = False
     threads: int = 1
     commit_interval_ms: int = 100
     store: str = "in_memory"
@@ -73,6 +77,11 @@ def defaults() -> RiskSettings:
     return RiskSettings.model_validate({"model_repository": layout.MODEL_SOURCES})
 
 
+def by_terminal(target: str) -> str:
+    """The topic between accounts and terminals of the peer that writes `target`."""
+    return f"{target}.by-terminal"
+
+
 def shared(source: str, target: str, partitions: int) -> dict[str, Any]:
     """What every variant is told: all that decides what a decision is."""
     settings = defaults()
@@ -98,6 +107,8 @@ def shared(source: str, target: str, partitions: int) -> dict[str, Any]:
         "pseudonym_key": PSEUDONYM_KEY.hex(),
         "rates": settings.rates,
         "feature_spec": DEFAULT.id,
+        "label_delay_days": DEFAULT.label_delay_days,
+        "by_terminal": by_terminal(target),
         "utc_offset_ms": DEFAULT.utc_offset_minutes * 60_000,
         "night_start_hour": DEFAULT.night_start_hour,
         "night_end_hour": DEFAULT.night_end_hour,
@@ -177,6 +188,7 @@ def write(
     config = {
         **common,
         "store": variant.store,
+        "terminals": variant.terminals,
         "cache": variant.cache_bytes > 0,
         "streams": variant.streams(servers, application, state_dir),
     }

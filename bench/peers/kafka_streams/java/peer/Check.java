@@ -1,5 +1,6 @@
 package peer;
 
+import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.ObjectMapper;
 import java.io.BufferedInputStream;
 import java.io.BufferedOutputStream;
@@ -22,21 +23,27 @@ import org.apache.avro.util.Utf8;
 public final class Check {
     private Check() {}
 
+    private static final class Kept implements Decider.Rows {
+        private final Map<Utf8, byte[]> rows = new HashMap<>();
+
+        @Override
+        public byte[] get(byte[] id) {
+            return rows.get(new Utf8(id));
+        }
+
+        @Override
+        public void put(byte[] id, byte[] row) {
+            rows.put(new Utf8(id), row);
+        }
+    }
+
     /** CONFIG IN OUT. */
     public static void main(String[] arguments) throws Exception {
-        Decider decider = new Decider(new ObjectMapper().readTree(new File(arguments[0])));
-        Map<Utf8, byte[]> kept = new HashMap<>();
-        Decider.Rows rows = new Decider.Rows() {
-            @Override
-            public byte[] get(byte[] account) {
-                return kept.get(new Utf8(account));
-            }
-
-            @Override
-            public void put(byte[] account, byte[] row) {
-                kept.put(new Utf8(account), row);
-            }
-        };
+        JsonNode config = new ObjectMapper().readTree(new File(arguments[0]));
+        Decider decider = new Decider(config);
+        boolean withTerminals = config.get("terminals").asBoolean();
+        Decider.Rows accounts = new Kept();
+        Decider.Rows terminals = new Kept();
         try (DataInputStream in = new DataInputStream(new BufferedInputStream(new FileInputStream(arguments[1])));
                 DataOutputStream out =
                         new DataOutputStream(new BufferedOutputStream(new FileOutputStream(arguments[2])))) {
@@ -48,9 +55,14 @@ public final class Check {
                     break;
                 }
                 in.readFully(framed);
-                if (!decider.decide(framed, System.currentTimeMillis(), 0, offset, null, rows)) {
+                if (!decider.accept(framed)) {
                     throw new IllegalArgumentException("payment " + offset + " cannot be decided");
                 }
+                decider.observeAccount(accounts);
+                if (withTerminals) {
+                    decider.observeTerminal(terminals);
+                }
+                decider.finish(System.currentTimeMillis(), 0, offset, null);
                 for (float each : decider.features) {
                     out.writeFloat(each);
                 }

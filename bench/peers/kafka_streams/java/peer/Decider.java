@@ -3,19 +3,20 @@ package peer;
 import com.fasterxml.jackson.databind.JsonNode;
 import java.io.IOException;
 import java.security.GeneralSecurityException;
+import java.util.Arrays;
 import java.util.HexFormat;
 import org.apache.avro.Schema;
 
 /** A payment's whole way, without Kafka: decode, validate, window, score, decide, explain, encode, seal. */
 final class Decider {
-    /** Where the accounts' rows are kept. */
+    /** Where the rows of accounts, or of terminals, are kept. */
     interface Rows {
-        byte[] get(byte[] account);
+        byte[] get(byte[] id);
 
-        void put(byte[] account, byte[] row);
+        void put(byte[] id, byte[] row);
     }
 
-    /** Features 20 to 27 stay 0: the peer has neither labels nor terminal windows. */
+    /** Of the payment in hand. Those of known frauds stay 0: the peer has no labels. */
     final float[] features = new float[Model.FEATURES];
 
     final Model model;
@@ -34,6 +35,11 @@ final class Decider {
     private final long utcOffsetMs;
     private final int nightStart;
     private final int nightEnd;
+    private final TerminalWindow terminals;
+    private long amount; // 1/10000 of the home currency
+    private long nowMs;
+    private long begunNs;
+    private long decodedNs;
 
     Decider(JsonNode config) throws GeneralSecurityException {
         model = new Model(config.get("model"));
@@ -59,28 +65,28 @@ final class Decider {
         utcOffsetMs = config.get("utc_offset_ms").asLong();
         nightStart = config.get("night_start_hour").asInt();
         nightEnd = config.get("night_end_hour").asInt();
+        terminals = new TerminalWindow(config.get("label_delay_days").asInt());
     }
 
     private static byte[] bytes(JsonNode config, String name) {
         return HexFormat.of().parseHex(config.get(name).asText());
     }
 
-    /** False for a record that cannot be decided; then nothing has entered the windows. */
-    boolean decide(
-            byte[] framed, long timestampMs, int partition, long offset, byte[] traceparent, Rows rows)
-            throws IOException, GeneralSecurityException, CloneNotSupportedException {
-        long begunNs = System.nanoTime();
-        long nowMs = System.currentTimeMillis();
+    /** Read the next payment; false for one that cannot be decided. */
+    boolean accept(byte[] framed) throws IOException {
+        begunNs = System.nanoTime();
+        nowMs = System.currentTimeMillis();
         if (!payment.read(framed)) {
             return false;
         }
-        long amount = policy.amountHome(payment, nowMs);
-        if (amount < 0) {
-            return false;
-        }
-        long decodedNs = System.nanoTime();
-        double x = amount / 10_000.0;
-        observe(x, rows);
+        amount = policy.amountHome(payment, nowMs);
+        decodedNs = System.nanoTime();
+        return amount >= 0;
+    }
+
+    /** Score, decide, explain, encode and seal the payment, whose features are all there. */
+    void finish(long timestampMs, int partition, long offset, byte[] traceparent)
+            throws GeneralSecurityException, CloneNotSupportedException {
         long observedNs = System.nanoTime();
         model.score(features);
         long scoredNs = System.nanoTime();
@@ -97,13 +103,34 @@ final class Decider {
         value = sealer.seal(writer.buffer, writer.length, id);
         header = sealer.header(id);
         key = ids.pseudonym(payment.accountId);
-        return true;
     }
 
-    private void observe(double x, Rows rows) {
+    /** The terminal of the payment that was accepted last. */
+    byte[] terminal() {
+        return Arrays.copyOf(payment.terminalId.getBytes(), payment.terminalId.getByteLength());
+    }
+
+    /** Features 21 to 24 from what the terminal saw before; then the payment has entered. */
+    void observeTerminal(Rows rows) {
+        long hour = payment.eventMs / AccountWindow.HOUR_MS;
+        byte[] terminal = terminal();
+        byte[] row = rows.get(terminal);
+        if (row == null) {
+            row = terminals.create(hour);
+        } else {
+            terminals.roll(row, hour);
+        }
+        terminals.features(row, features);
+        terminals.enter(row, payment.eventMs);
+        rows.put(terminal, row);
+    }
+
+    /** Features 0 to 19 from the payment and what its account did before; then the payment has entered. */
+    void observeAccount(Rows rows) {
+        double x = amount / 10_000.0;
         long eventMs = payment.eventMs;
         long hour = eventMs / AccountWindow.HOUR_MS;
-        byte[] account = java.util.Arrays.copyOf(payment.accountId.getBytes(), payment.accountId.getByteLength());
+        byte[] account = Arrays.copyOf(payment.accountId.getBytes(), payment.accountId.getByteLength());
         byte[] row = rows.get(account);
         if (row == null) {
             row = AccountWindow.create(hour);
