@@ -11,7 +11,7 @@ from weir.kafka._waiting import Deadline
 from weir.kafka.errors import Refused, Unavailable, denied
 from weir.kafka.link import Link
 from weir.kafka.protocol import Place, init_producer_id
-from weir.kafka.record_batch import BATCH_BYTES_MAX
+from weir.kafka.record_batch import BATCH_BYTES_MAX, load_loops
 from weir.kafka.records import AnyOutput
 
 _NO_TRANSACTION_MS = 10_000  # asked for with an id, and of no use without a transaction
@@ -54,6 +54,7 @@ class IdempotentProducer:
             NeighbourUnavailable, AccessDenied, ConfigError: no broker takes this client.
             BrokerTooOld: a broker before 2.8.
         """
+        load_loops()
         await self._link.start()
         try:
             await self._new_id(Deadline(self._deadline_s))

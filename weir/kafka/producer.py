@@ -45,7 +45,7 @@ from weir.kafka.protocol import (
     end_txn,
     txn_offset_commit,
 )
-from weir.kafka.record_batch import BATCH_BYTES_MAX
+from weir.kafka.record_batch import BATCH_BYTES_MAX, load_loops
 from weir.kafka.records import AnyOutput
 
 _TV2 = 2
@@ -125,6 +125,7 @@ class TransactionalProducer:
         """
         if self._stage is not Stage.NEW:
             raise RuntimeError(f"start() at {self._stage.name}")
+        load_loops()
         deadline = Deadline(self._deadline_s)
         await self._link.start()
         try:

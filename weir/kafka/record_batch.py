@@ -59,6 +59,12 @@ def batches_of(output: AnyOutput, *, bytes_max: int = BATCH_BYTES_MAX) -> list[P
     return from_lists(output.keys, output.values, output.headers, output.timestamps_ms, bytes_max=bytes_max)
 
 
+def load_loops() -> None:
+    """Load the compiled loops: about a second of the thread, which the first batch need not wait for then."""
+    for batch in from_lists([b""], [b""], [[("", b"")]], 0):
+        batch.stamp(0, 0, 0, transactional=False)
+
+
 def from_lists(
     keys: Sequence[bytes | None],
     values: Sequence[bytes | None],
