@@ -190,7 +190,19 @@ class TransactionalProducer:
             self.transactional_id, self.identity, member, offsets, verified=self._verified
         )
         what = f"take offsets of consumer group {member.group}"
-        answer = await self._link.ask_coordinator(Coordinates.GROUP, member.group, call, what, deadline)
+        lost = False
+
+        def on_lost() -> None:
+            nonlocal lost
+            lost = True
+
+        answer = await self._link.ask_coordinator(
+            Coordinates.GROUP, member.group, call, what, deadline, on_lost
+        )
+        if lost and not answer.code:
+            # Offsets have no sequence numbers. Should the lost request be carried out late, behind another
+            # producer's newer offsets, the group would keep these, which were written last.
+            raise TransactionAborted(self.transactional_id, "its offsets may arrive once more")
         if answer.code in codes.NOT_MEMBER:
             raise NotMember(member.group, answer.code)
         if answer.code == Code.GROUP_AUTHORIZATION_FAILED:
