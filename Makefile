@@ -2,12 +2,13 @@
 
 PYTHON ?= python3
 ARGS ?=
+SEEDS ?= 20
 
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-all demo up down status test unit lint format types docs bench schemas protos lock hooks clean distclean
+.PHONY: help setup setup-all demo up down status test unit faults soak lint format types docs bench schemas protos lock hooks clean distclean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-10s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +42,12 @@ test: setup-all ## Every test, against real servers
 
 unit: setup ## The tests that need no server
 	$(BIN)/python -m pytest tests/unit tests/conformance $(ARGS)
+
+faults: setup ## Real servers, killed, stopped, cut off, filled up; then the topics are checked
+	$(BIN)/python -m pytest tests/faults --all-faults $(ARGS)
+
+soak: setup ## The same by random schedules: SEEDS=200 (ARGS="--fault-seed 7" for one of them again)
+	$(BIN)/python -m tests.faults.soak --seeds $(SEEDS) $(ARGS)
 
 lint: | $(BIN)/python ## Ruff: rules and format
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from services.risk.settings import RiskSettings
 from tests.faults import actions
 from tests.faults.bank import Bank
 from tests.faults.checker import Anomaly, Finding, History, anomalies, check
@@ -164,6 +165,20 @@ class Play:
                 self.note(f"not settled: {len(behind)} partitions behind")
                 return
             await asyncio.sleep(_WATCH_S)
+
+
+EXACTLY_ONCE, AT_LEAST_ONCE = "exactly_once", "at_least_once"
+_GUARANTEE = "processing_guarantee"
+
+
+def has_exactly_once() -> bool:
+    """Whether the risk worker has the setting at all."""
+    return _GUARANTEE in RiskSettings.model_fields
+
+
+def guarantee(wanted: str) -> dict[str, str]:
+    """The override of [risk] for this guarantee; none where a worker knows one alone."""
+    return {_GUARANTEE: wanted} if has_exactly_once() else {}
 
 
 async def play(cluster: Cluster, schedule: Schedule, **overrides: Any) -> Outcome:

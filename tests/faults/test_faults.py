@@ -7,16 +7,12 @@ from collections.abc import Callable
 
 import pytest
 
-from services.risk.settings import RiskSettings
 from tests.faults.checker import Anomaly
 from tests.faults.conftest import LONG
-from tests.faults.play import Outcome, play
+from tests.faults.play import AT_LEAST_ONCE, EXACTLY_ONCE, Outcome, guarantee, has_exactly_once, play
 from tests.faults.scenarios import SCENARIOS, Scenario
 from tests.faults.schedule import Kind, Schedule
 from tests.support.cluster import Cluster
-
-GUARANTEE = "processing_guarantee"
-exactly_once_is_there = GUARANTEE in RiskSettings.model_fields
 
 RUNS = [
     pytest.param(each, id=each.name, marks=() if each.short else getattr(pytest.mark, LONG))
@@ -38,7 +34,7 @@ def again(outcome: Outcome, name: str) -> str:
 
 
 @pytest.mark.xfail(
-    not exactly_once_is_there, reason="the worker has no exactly-once processing yet", run=False, strict=True
+    not has_exactly_once(), reason="the worker has no exactly-once processing yet", run=False, strict=True
 )
 @pytest.mark.parametrize("scenario", RUNS)
 async def test_each_payment_is_decided_once_in_order_and_on_its_true_history_through(
@@ -47,7 +43,7 @@ async def test_each_payment_is_decided_once_in_order_and_on_its_true_history_thr
     """Run the scenario's schedule on real servers, then hold every topic against what went in."""
     cluster = cluster_of(scenario.broker_count)
     schedule = scenario.schedule(fault_seed, has_disks=cluster.has_disks)
-    outcome = await play(cluster, schedule, **{GUARANTEE: "exactly_once"})
+    outcome = await play(cluster, schedule, **guarantee(EXACTLY_ONCE))
     print(outcome)
     assert not outcome.findings, again(outcome, scenario.name)
     assert len(outcome.history.decisions) > 500, again(outcome, scenario.name)
@@ -62,8 +58,7 @@ async def test_at_least_once_decides_each_payment_though_some_again_under_the_sa
         faults=(Kind.WORKER_KILLED,),
         seconds=7.0,
     )
-    override = {GUARANTEE: "at_least_once"} if exactly_once_is_there else {}
-    outcome = await play(cluster_of(1), schedule, **override)
+    outcome = await play(cluster_of(1), schedule, **guarantee(AT_LEAST_ONCE))
     print(outcome)
     message = again(outcome, "at_least_once")
     assert outcome.anomalies <= {Anomaly.DUPLICATE}, message
