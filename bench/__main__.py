@@ -20,7 +20,7 @@ from bench.stage import Stage, stage
 from bench.workers import FLOOR, OWN_TOPICS, WEIR, KafkaStreams, Weir, Worker, chosen
 
 PARTITIONS = 4
-DEADLINE_S = 240.0
+DEADLINE_S = 400.0
 
 
 @dataclass(slots=True)
@@ -58,20 +58,17 @@ def main() -> None:
             notes.append(str(error))
             workers = [worker for worker in workers if not isinstance(worker, KafkaStreams)]
         else:
-            console.print(
-                f"Kafka Streams decides {compared:,} payments as Weir does, but for terminals and labels"
-            )
+            console.print(f"Kafka Streams decides {compared:,} payments as Weir does")
             notes.append(report.KAFKA_STREAMS)
     if arguments.profile:
         profiling.find_py_spy()
     with stage(partitions=PARTITIONS, keep=arguments.keep) as theatre:
-        console.print(f"sending {arguments.events:,} payments ...")
-        theatre.simulate("--count", str(arguments.events), "--rate", "0")
+        total = arguments.warm + arguments.events
+        console.print(f"sending {total:,} payments ...")
+        theatre.simulate("--count", str(total), "--rate", "0")
         if arguments.profile:
             worker = next((each for each in workers if isinstance(each, Weir)), WEIR[0])
-            console.print(
-                *profiling.tables(*profiling.of_worker(theatre, worker, arguments.events), worker.title)
-            )
+            console.print(*profiling.tables(*profiling.of_worker(theatre, worker, total), worker.title))
             return
         found = Found()
         for worker in workers:
@@ -81,7 +78,7 @@ def main() -> None:
     for worker in workers:
         if worker.key in found.stages:
             cost = found.costs[worker.key]
-            console.print(report.stages(found.stages[worker.key], arguments.events, cost, worker.title))
+            console.print(report.stages(found.stages[worker.key], total, cost, worker.title))
     if found.latencies:
         console.print(report.latencies(found.latencies, workers))
     if not arguments.only:
@@ -90,9 +87,12 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=str(__doc__).splitlines()[0])
-    parser.add_argument("--events", type=int, default=1_000_000)
+    parser.add_argument("--events", type=int, default=500_000, help="that count, of each worker")
     parser.add_argument(
-        "--warm", type=float, default=0.6, help="share of the events that every worker warms up on"
+        "--warm",
+        type=int,
+        default=1_000_000,
+        help="events before them, which do not count: for as long a JVM compiles",
     )
     parser.add_argument("--rate", type=float, default=1000.0, help="of the latency runs, a second")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each latency run; 0 leaves them out")
@@ -106,8 +106,6 @@ def _arguments() -> argparse.Namespace:
     only = arguments.only.split(",") if arguments.only else None
     if arguments.no_peers:
         only = [FLOOR, *(worker.key for worker in WEIR)]
-    if not 0 <= arguments.warm < 1:
-        parser.error("--warm must be 0 or more and less than 1")
     try:
         arguments.workers = chosen(only)
     except ValueError as error:
@@ -117,7 +115,7 @@ def _arguments() -> argparse.Namespace:
 
 def measure(theatre: Stage, worker: Worker, arguments: argparse.Namespace, found: Found) -> None:
     """Let the worker have the events, then payments at the fixed rate if it decides."""
-    goal = int(arguments.events * worker.share)
+    goal = int((arguments.warm + arguments.events) * worker.share)
     with worker.running(theatre) as running:
         span = asyncio.run(
             watch(
@@ -125,7 +123,7 @@ def measure(theatre: Stage, worker: Worker, arguments: argparse.Namespace, found
                 running.topic,
                 goal,
                 [running.process.pid],
-                warm=int(goal * arguments.warm),
+                warm=int(arguments.warm * worker.share),
                 deadline_s=DEADLINE_S,
                 beside=theatre.model_pids if worker.models else (),
                 check=running.process.check,

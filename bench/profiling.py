@@ -21,7 +21,7 @@ from weir.errors import MissingPart
 
 SAMPLES_S = 250
 WARM_SHARE, END_SHARE = 0.3, 0.85
-DEADLINE_S = 240.0
+DEADLINE_S = 400.0
 TOP = 25
 # The innermost frame of a sample that lies in one of these names its stage.
 _STAGE_OF_PATH = (
@@ -50,11 +50,29 @@ _STAGE_OF_PATH = (
     ("faust/", "Faust"),
 )
 ELSEWHERE = "event loop and other"
+# With native frames the profiler cannot tell waiting from work: in these no CPU is used.
+_WAITING = (
+    "epoll_wait",
+    "epoll_pwait",
+    "poll ",
+    "ppoll",
+    "select ",
+    "pthread_cond_",
+    "__futex",
+    "futex",
+    "do_futex_wait",
+    "sem_wait",
+    "sem_timedwait",
+    "sem_clockwait",
+    "clock_nanosleep",
+    "nanosleep",
+    "accept",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Shares of the samples, 0 to 1: by stage, and by the function that was at work itself."""
+    """Shares of the samples that were at work, 0 to 1: by stage, and by the innermost function."""
 
     samples: int
     stages: dict[str, float]
@@ -73,7 +91,7 @@ def read(lines: Iterable[str]) -> Profile:
         stack, _, count = line.strip().rpartition(" ")
         # Frames without a name are an address: machine code without symbols, such as numba's.
         frames = [frame for frame in stack.split(";") if not frame.startswith("0x")]
-        if frames:
+        if frames and not frames[-1].startswith(_WAITING):
             stages[_stage(frames)] += int(count)
             functions[_name(frames[-1])] += int(count)
     total = stages.total()

@@ -19,9 +19,10 @@ NOTE = (
     "events. The model server's CPU stands beside it: Kafka Streams scores in its own process."
 )
 KAFKA_STREAMS = (
-    "Kafka Streams does less than Weir: no terminal windows (which would need a second topic, keyed by "
-    "terminal), no labels, no dead letters, one constant key. Its model is the shipped one, evaluated "
-    "natively from the graph's tables; decisions and account features were held against Weir's first."
+    "Kafka Streams does less than Weir: no labels, no dead letters, no journal, one constant key; terminal "
+    "windows only in the row that says so (a second topic, keyed by terminal, which gives up the order of an "
+    "account's decisions). Its model is the shipped one, evaluated natively from the graph's tables; its "
+    "features and decisions were held against Weir's first."
 )
 
 

@@ -123,7 +123,7 @@ COPIES: tuple[Worker, ...] = (
     Copy(FLOOR, "aiokafka copy (the floor)", module="bench.peers.aiokafka_copy"),
     Copy("confluent", "confluent-kafka copy", module="bench.peers.confluent_copy"),
     Copy("quix", "Quix Streams copy", module="bench.peers.quix_copy"),
-    Copy("faust", "Faust agent copy", share=0.1, module="bench.peers.faust_copy"),
+    Copy("faust", "Faust agent copy", share=0.05, module="bench.peers.faust_copy"),
 )
 STREAMS: tuple[Worker, ...] = tuple(
     KafkaStreams(key, f"Kafka Streams, {what}", decides=True, variant=variant)

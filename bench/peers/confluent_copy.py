@@ -8,7 +8,7 @@ import time
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 
-RECORDS_MAX = 2000
+RECORDS_MAX = 500
 
 
 def copy(servers: str, group: str, source: str, target: str) -> None:
@@ -18,7 +18,9 @@ def copy(servers: str, group: str, source: str, target: str) -> None:
             "group.id": group,
             "auto.offset.reset": "earliest",
             "enable.auto.commit": False,
-            "queued.min.messages": 50_000,
+            "queued.min.messages": 200_000,
+            # A full queue makes the fetcher wait for so long: with the default of a second it runs dry.
+            "fetch.queue.backoff.ms": 5,
         }
     )
     producer = Producer(

@@ -35,12 +35,14 @@ def test_a_row_that_is_not_there_is_named_with_those_that_are():
 
 
 def test_a_sample_counts_for_the_innermost_frame_that_names_a_stage():
+    """Waiting counts for nothing."""
     profile = profiling.read(
         [
             "run (weir/streams/app.py:9);__call__ (services/risk/writing.py:88);"
             "seal_batch (weir/crypto/envelope.py:201);EVP_EncryptUpdate (libcrypto.so.3) 6",
             "run (weir/streams/app.py:9);observe (weir/features/payments.py:175);0x7f81 4",
-            "select (selectors.py:3) 10",
+            "run_forever (uvloop/loop.pyx:9) 10",
+            "run_forever (uvloop/loop.pyx:9);epoll_pwait (libc.so.6) 70",
         ]
     )
     assert profile.samples == 20

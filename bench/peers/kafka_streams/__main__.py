@@ -18,7 +18,7 @@ from bench.stage import stage
 from bench.workers import OWN_TOPICS, KafkaStreams
 
 PARTITIONS = 4
-DEADLINE_S = 240.0
+DEADLINE_S = 400.0
 _MIB = 2**20
 _NO_LINGER = {"producer.linger.ms": "0"}
 
@@ -54,8 +54,8 @@ TRIED: dict[str, Variant] = {
 def main() -> None:
     """Try each and print a table."""
     parser = argparse.ArgumentParser(prog="python -m bench.peers.kafka_streams")
-    parser.add_argument("--events", type=int, default=800_000)
-    parser.add_argument("--warm", type=float, default=0.5, help="share of the events that does not count")
+    parser.add_argument("--events", type=int, default=400_000, help="that count")
+    parser.add_argument("--warm", type=int, default=1_000_000, help="events before them that do not")
     parser.add_argument("--seconds", type=float, default=15.0, help="of each latency run; 0 for none")
     parser.add_argument("--only", help="those whose name holds this text")
     arguments = parser.parse_args()
@@ -65,7 +65,8 @@ def main() -> None:
     for column in ("settings", "events/s", "CPU µs an event", "peak RSS MiB", "p50 ms", "p99 ms"):
         table.add_column(column, justify="left" if column == "settings" else "right")
     with stage(partitions=PARTITIONS, parts=("kafka", "topics")) as theatre:
-        theatre.simulate("--count", str(arguments.events), "--rate", "0")
+        total = arguments.warm + arguments.events
+        theatre.simulate("--count", str(total), "--rate", "0")
         for number, (name, variant) in enumerate(TRIED.items()):
             if arguments.only and arguments.only not in name:
                 continue
@@ -75,9 +76,9 @@ def main() -> None:
                     watch(
                         theatre.servers,
                         running.topic,
-                        arguments.events,
+                        total,
                         [running.process.pid],
-                        warm=int(arguments.events * arguments.warm),
+                        warm=arguments.warm,
                         deadline_s=DEADLINE_S,
                         check=running.process.check,
                     )
