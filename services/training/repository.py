@@ -48,7 +48,7 @@ output [
 instance_group [ {{ count: 1 kind: KIND_CPU }} ]
 dynamic_batching {{
   preferred_batch_size: [ 256, 1024, 4096 ]
-  max_queue_delay_microseconds: 200
+  max_queue_delay_microseconds: 0
 }}
 version_policy {{ latest {{ num_versions: 2 }} }}
 """
