@@ -70,7 +70,6 @@ def measure(point: Point, events: int, worker: Weir) -> Cost:
     """What deciding `events` payments costs there, all workers together."""
     _need_disk(point.accounts + events)
     with stage(partitions=point.partitions) as theatre, ExitStack() as stack:
-        theatre.reset()
         ports = free_ports(point.workers)
         started = [
             stack.enter_context(_worker(theatre, worker, point, number, port))

@@ -79,6 +79,7 @@ class Stage:
         """Every topic that Weir writes, empty again; the bank's own stay as they are."""
         self.delete_topics(set(wanted(self.topics)) - {self.topics.transactions, self.topics.labels})
         run("weir", "topics", "create", env=self.env)
+        asyncio.run(self._wait_for(wanted(self.topics)))
 
     def delete_topics(self, names: Collection[str] = (), *, prefix: str | None = None) -> None:
         """Those topics, and every topic whose name begins with `prefix`; all that they held is gone."""
@@ -94,6 +95,22 @@ class Stage:
                 await admin.delete_topics(sorted(doomed))
         finally:
             await admin.close()
+
+    async def _wait_for(self, names: Collection[str]) -> None:
+        """Until every partition has a leader, of which a client may hear later than of the topic."""
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.servers)
+        await admin.start()
+        try:
+            ends = time.monotonic() + READY_DEADLINE_S
+            while time.monotonic() < ends:
+                found = await admin.describe_topics(list(names))
+                parts = [part for topic in found for part in topic["partitions"]]
+                if all(topic["partitions"] for topic in found) and all(p["leader"] >= 0 for p in parts):
+                    return
+                await asyncio.sleep(0.05)
+        finally:
+            await admin.close()
+        raise SystemExit(f"no leader for {', '.join(names)} after {READY_DEADLINE_S:.0f} s")
 
     def make_topics(self, names: Sequence[str], partitions: int) -> None:
         """New topics of one replica."""

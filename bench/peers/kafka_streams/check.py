@@ -74,7 +74,7 @@ def check(built: Built, *, terminals: bool, count: int = 1000) -> int:
     model = settings.defaults()
     scores = _scores(model, features)
     _alike("contribution", np.stack([answer.contributions for answer in answers]), scores.contributions)
-    policy = PolicyFile(model.policy, FEATURES)
+    policy = PolicyFile(model.policy, FEATURES).in_force
     batch = RiskBatch(
         features,
         np.array([_scaled(row) for row in rows], np.int64),
