@@ -102,6 +102,15 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Batch:
+    """A journal record: where it lies, and which offsets of its partition's input its batch was."""
+
+    place: Place
+    offset_first: int
+    next_offset: int
+
+
+@dataclass(frozen=True, slots=True)
 class Wire:
     """Bytes of one record of a topic of ours, aborted ones included: key, value and headers together."""
 
@@ -121,6 +130,8 @@ class History:
     expected_logits: by input place, from a recomputation of the input in order. Inputs that are left out are
         not compared.
     rows, expected_rows: the changelog, and what its newest row of each (partition, key) has to be.
+    marks: partition to the input's next offset that the newest mark in its changelog names.
+    journal: the batches, as a committed reader finds them.
     secrets: what may not stand in any byte of `wire`, by name.
     letters_may_hold: reasons for which a sound payment may be a dead letter in this run (a clock was set).
     """
@@ -135,6 +146,8 @@ class History:
     expected_logits: Mapping[Place, float] = field(default_factory=dict)
     rows: Sequence[Row] = ()
     expected_rows: Mapping[tuple[int, bytes], object] = field(default_factory=dict)
+    marks: Mapping[int, int] = field(default_factory=dict)
+    journal: Sequence[Batch] = ()
     wire: Sequence[Wire] = ()
     secrets: Mapping[str, bytes] = field(default_factory=dict)
     unreadable: Sequence[tuple[str, Place]] = ()
@@ -167,6 +180,8 @@ def check(history: History) -> list[Finding]:
         *_order(history),
         *_scores(history),
         *_changelog(history),
+        *_marks(history),
+        *_journal(history),
         *_plaintext(history),
         *_finding(
             Anomaly.UNREADABLE,
@@ -213,7 +228,7 @@ def _each_decided(history: History) -> Iterator[Finding]:
     yield from _finding(
         Anomaly.LOST_WRITE,
         "inputs that the group has passed without a decision or a dead letter",
-        filter(passed, missing),
+        (place for place in missing if passed(place)),
     )
     yield from _finding(
         Anomaly.UNSEEN,
@@ -377,6 +392,49 @@ def _changelog(history: History) -> Iterator[Finding]:
         Anomaly.STATE_DIFFERS,
         "changelog rows of accounts without a payment",
         (row.place for key, row in sorted(newest.items()) if key not in history.expected_rows),
+    )
+
+
+def _marks(history: History) -> Iterator[Finding]:
+    """The state and the group's offsets are of one commit."""
+    yield from _finding(
+        Anomaly.INCONSISTENT_OFFSETS,
+        "partitions whose state stands for another offset than the group has committed",
+        (
+            f"{partition} at {offset}, not {history.committed.get(partition, 0)}"
+            for partition, offset in sorted(history.marks.items())
+            if offset != history.committed.get(partition, 0)
+        ),
+    )
+
+
+def _journal(history: History) -> Iterator[Finding]:
+    """Each input that was decided is in one batch of the journal, and batches follow one another."""
+    if not history.journal:
+        return
+    by_partition: dict[int, list[Batch]] = defaultdict(list)
+    for batch in sorted(history.journal, key=lambda each: each.place):
+        by_partition[batch.place.partition].append(batch)
+    yield from _finding(
+        Anomaly.DUPLICATE,
+        "batches of the journal that begin before the end of the one before",
+        sorted(
+            after.place
+            for batches in by_partition.values()
+            for before, after in pairwise(batches)
+            if after.offset_first < before.next_offset
+        ),
+    )
+    covered = {
+        Place(partition, offset)
+        for partition, batches in by_partition.items()
+        for batch in batches
+        for offset in range(batch.offset_first, batch.next_offset)
+    }
+    yield from _finding(
+        Anomaly.LOST_WRITE,
+        "decided inputs that are in no batch of the journal",
+        sorted({decision.source for decision in history.decisions} - covered),
     )
 
 

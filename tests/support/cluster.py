@@ -107,7 +107,8 @@ class ClusterWorker(RiskUnderTest):
     # Whether somebody (a supervisor, in a bank) starts it again when it ends.
     wanted: bool = False
     exit_codes: list[int] = field(default_factory=list)
-    module: str = "services.risk"
+    # What is run, with its arguments.
+    module: tuple[str, ...] = ("services.risk",)
 
     def __post_init__(self) -> None:
         if self.first is None:
@@ -127,7 +128,7 @@ class ClusterWorker(RiskUnderTest):
         environment["WEIR_CONFIG"] = str(self.config())
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [*dies_with_us(), sys.executable, "-m", CLOCK, str(self.clock_file), self.module],
+                [*dies_with_us(), sys.executable, "-m", CLOCK, str(self.clock_file), *self.module],
                 env=environment,
                 stdout=log,
                 stderr=log,
@@ -196,7 +197,9 @@ class Cluster:
         return next(each for each in self.brokers if each.name == name)
 
     @contextmanager
-    def workers(self, count: int, *, partitions: int = 4, **overrides: Any) -> Iterator[list[ClusterWorker]]:
+    def workers(
+        self, count: int, *, partitions: int = 4, module: Sequence[str] = ("services.risk",), **overrides: Any
+    ) -> Iterator[list[ClusterWorker]]:
         """Workers of one group, not yet started, on topics of their own; all is gone when the block ends."""
         self._count += 1
         folder = self.folder / f"run-{self._count}"
@@ -215,6 +218,7 @@ class Cluster:
                     metrics_port=quiet_ports(1)[0],
                     first=workers[0] if workers else None,
                     name=f"worker-{number}",
+                    module=tuple(module),
                 )
                 if self.has_disks:
                     worker.disk = stack.enter_context(small_disk(worker.data_dir, _WORKER_DISK_MB))

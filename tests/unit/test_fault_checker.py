@@ -7,6 +7,7 @@ import pytest
 
 from tests.faults.checker import (
     Anomaly,
+    Batch,
     Decided,
     History,
     Input,
@@ -65,6 +66,12 @@ def clean() -> History:
         expected_logits={each.source: float(each.source.offset) for each in decisions},
         rows=rows,
         expected_rows={(each.place.partition, each.key): each.state for each in rows},
+        marks=dict.fromkeys(range(PARTITIONS), PER_PARTITION),
+        journal=[
+            Batch(Place(part, number), 3 * number, 3 * number + 3)
+            for part in range(PARTITIONS)
+            for number in range(PER_PARTITION // 3)
+        ],
         wire=[Wire("decisions", each.place, b"sealed " + each.record_id) for each in decisions],
         secrets={"an account": SECRET},
     )
@@ -125,7 +132,8 @@ def test_the_same_event_sent_twice_is_two_inputs_and_no_duplicate():
     again = replace(history.decisions[0], place=Place(0, 100), source=place, logit=None)
     history.inputs = [*history.inputs, replace(history.inputs[0], place=place)]
     history.decisions = [*history.decisions, again]
-    history.committed = {0: PER_PARTITION + 1, 1: PER_PARTITION}
+    history.committed = history.marks = {0: PER_PARTITION + 1, 1: PER_PARTITION}
+    history.journal = [*history.journal, Batch(Place(0, 9), PER_PARTITION, PER_PARTITION + 1)]
     assert check(history) == []
 
 
@@ -165,7 +173,7 @@ def test_a_group_without_any_offset_though_it_decided_is_inconsistent():
 
 def test_an_offset_behind_the_end_of_the_input_is_inconsistent():
     history = clean()
-    history.committed = {0: PER_PARTITION + 50, 1: PER_PARTITION}
+    history.committed = history.marks = {0: PER_PARTITION + 50, 1: PER_PARTITION}
     assert found(history) == {Anomaly.INCONSISTENT_OFFSETS}
 
 
@@ -217,6 +225,24 @@ def test_a_changelog_that_differs_from_the_recomputed_rows_is_a_different_state(
     assert found(history) == {Anomaly.STATE_DIFFERS}
 
 
+def test_a_state_that_stands_for_another_offset_than_the_group_committed_is_inconsistent():
+    history = clean()
+    history.marks = {0: PER_PARTITION, 1: PER_PARTITION - 2}
+    assert found(history) == {Anomaly.INCONSISTENT_OFFSETS}
+
+
+def test_a_batch_that_stands_in_the_journal_twice_is_a_duplicate():
+    history = clean()
+    history.journal = [*history.journal, Batch(Place(0, 9), 3, 6)]
+    assert found(history) == {Anomaly.DUPLICATE}
+
+
+def test_a_batch_that_is_missing_in_the_journal_is_a_lost_write():
+    history = clean()
+    history.journal = [each for each in history.journal if each.place != Place(0, 0)]
+    assert found(history) == {Anomaly.LOST_WRITE}
+
+
 def test_a_known_secret_in_any_byte_is_plaintext_on_the_wire():
     history = clean()
     history.wire = [*history.wire, Wire("journal", Place(1, 7), b"\0\1" + SECRET + b"\2")]
@@ -239,7 +265,7 @@ def test_a_decision_without_its_input_is_unfounded(change):
     history = clean()
     moved = replace(history.decisions[-1], place=Place(1, 300), logit=None, **change)
     history.decisions = [*history.decisions, moved]
-    history.committed = {0: 78, 1: PER_PARTITION}
+    history.committed = history.marks = {0: 78, 1: PER_PARTITION}
     assert Anomaly.UNFOUNDED in found(history)
 
 
