@@ -9,8 +9,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from itertools import count, pairwise
 from pathlib import Path
 
@@ -63,6 +64,7 @@ class Load:
         self._servers, self._topic = servers, topic
         self.counts = dict.fromkeys(range(PARTITIONS), 0)
         self._task: asyncio.Task[None] | None = None
+        self._stopped = False
 
     async def __aenter__(self) -> "Load":
         self._task = asyncio.create_task(self._run())
@@ -70,13 +72,27 @@ class Load:
 
     async def __aexit__(self, *_: object) -> None:
         assert self._task is not None
-        self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
+        # Not cancelled: what is counted and what is sent would differ by one.
+        self._stopped = True
+        await self._task
+
+    def unlike(self, found: dict[int, list[bytes]]) -> dict[int, str]:
+        """What is wrong with copies of what was sent, by partition; empty if they are whole and in order."""
+        wrong = {}
+        for partition, total in self.counts.items():
+            sent = [b"%08d" % number for number in range(total)]
+            if (copies := found[partition]) != sent:
+                missing = sorted(set(sent) - set(copies))
+                again = [value for value, times in Counter(copies).items() if times > 1]
+                wrong[partition] = (
+                    f"{len(missing)} missing {missing[:2]}, {len(again)} repeated {again[:2]}, "
+                    f"{'in' if copies == sorted(copies) else 'out of'} order"
+                )
+        return wrong
 
     async def _run(self) -> None:
         async with AIOKafkaProducer(bootstrap_servers=self._servers, linger_ms=2) as producer:
-            while True:
+            while not self._stopped:
                 for partition in self.counts:
                     value = b"%08d" % self.counts[partition]
                     await producer.send(self._topic, value, partition=partition)
@@ -86,7 +102,9 @@ class Load:
 
 async def read(servers: str, topic: str) -> dict[int, list[tuple[int, bytes]]]:
     """Each partition's records so far: broker's time in ms, and value."""
-    consumer = AIOKafkaConsumer(bootstrap_servers=servers, auto_offset_reset="earliest")
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=servers, auto_offset_reset="earliest", isolation_level="read_committed"
+    )
     await consumer.start()
     try:
         tps = [TopicPartition(topic, number) for number in range(PARTITIONS)]
@@ -112,30 +130,22 @@ def longest_gaps(
     return gaps
 
 
-async def ends(servers: str, topic: str) -> dict[int, int]:
-    """Each partition's end offset."""
-    consumer = AIOKafkaConsumer(bootstrap_servers=servers)
-    await consumer.start()
-    try:
-        tps = [TopicPartition(topic, number) for number in range(PARTITIONS)]
-        return {tp.partition: offset for tp, offset in (await consumer.end_offsets(tps)).items()}
-    finally:
-        await consumer.stop()
-
-
 async def all_copied(servers: str, target: str, counts: dict[int, int], deadline_s: float) -> None:
-    """Wait until the target has at least as many records a partition."""
+    """Wait until each partition's last record so far has been copied, where a reader sees it."""
     begun = time.monotonic()
-    wanted = dict(counts)
-    while any(found < wanted[partition] for partition, found in (await ends(servers, target)).items()):
+    last = {partition: b"%08d" % (sent - 1) for partition, sent in counts.items() if sent}
+    while True:
+        seen = await read(servers, target)
+        if all(any(value >= last[partition] for _, value in seen[partition][-500:]) for partition in last):
+            return
         assert time.monotonic() - begun < deadline_s, f"not all copied within {deadline_s} s"
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.2)
 
 
 async def watch(load: Load, servers: str, target: str, settle_s: float) -> float:
     """Let the load go on for `settle_s` and be copied; the time until then, ms since the epoch."""
     await asyncio.sleep(settle_s)
-    await all_copied(servers, target, load.counts, 30.0)
+    await all_copied(servers, target, dict(load.counts), 30.0)
     return time.time() * 1000
 
 
