@@ -22,11 +22,12 @@ from rich.console import Console
 from rich.table import Table
 
 from infra.local.kafka import KafkaServer
+from weir.columns import ByteColumn
 from weir.config import KafkaSettings
 from weir.kafka.idempotent import IdempotentProducer
 from weir.kafka.producer import TransactionalProducer
 from weir.kafka.protocol import GroupMember
-from weir.kafka.records import AnyOutput, ByteColumn, ColumnOutput
+from weir.kafka.records import AnyOutput, ColumnOutput
 from weir.memory import keep_freed_memory
 from weir.streams.output import Output
 

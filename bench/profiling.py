@@ -39,7 +39,6 @@ _STAGE_OF_PATH = (
     ("weir/inference/", "model"),
     ("grpc/", "model"),
     ("aiokafka/producer", "send"),
-    ("weir/streams/outbox", "send"),
     ("weir/kafka/", "send"),
     ("aiokafka/consumer", "fetch"),
     ("weir/streams/transport", "fetch"),

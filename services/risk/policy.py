@@ -231,11 +231,6 @@ class PolicyFile:
         """The policy in force."""
         return self.in_force.policy
 
-    @property
-    def rules(self) -> Rules:
-        """Its rules."""
-        return self.in_force.rules
-
     def _compile(self, data: bytes) -> "InForce":
         policy = parse_policy(data, self.path)
         return InForce(policy, Rules.compile(policy.rule_list, self._features, where=str(self.path)))

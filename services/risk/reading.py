@@ -3,17 +3,22 @@
 Synchronous and columnar; what is not fit to be decided is named with its reason, the rest goes on.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from time import perf_counter_ns
 
 import numpy as np
 from numpy.typing import NDArray
 
-from services.risk.policy import Policy
+from services.risk.policy import InForce, Policy
+from services.risk.state import BatchTrace, RiskState
 from services.risk.validate import DETAILS, Rates, validate
 from weir.codec.columns import ColumnReader, Columns
-from weir.features.payments import Payments, PaymentState
+from weir.features.accounts import Accounts
+from weir.features.columns import Payments
+from weir.features.spec import FEATURES
+from weir.features.terminals import Terminals, observe
+from weir.kafka.records import ColumnOutput
 from weir.obs.metrics import Metrics
 from weir.state.hashing import keyed_hash
 from weir.streams import BatchGroup
@@ -44,6 +49,11 @@ class ReadBatch:
     decode_us: int
     features_us: int
     read_at_ms: int
+    in_force: InForce
+    # What the journal and the changelog have to say, one a batch and one a partition.
+    traces: Sequence[BatchTrace] = ()
+    changelog: Sequence[ColumnOutput] = ()
+    touched: Mapping[tuple[str, int], int] = field(default_factory=dict)
 
     def row(self, index: int) -> "ReadBatch":
         """One of the good rows, as a batch of its own without the bad ones."""
@@ -59,46 +69,51 @@ class ReadBatch:
 
 
 class PaymentReading:
-    """Reads batches into one worker's windows; the windows' only writer.
+    """Reads batches: what is not fit to be decided is named, the rest gets its features.
 
     Args:
         hash_key: 16 bytes; accounts and terminals are held by their keyed hash.
-        policy: the policy in force, for its limits.
+        policy: the policy in force, for its limits; the group is decided by the one that it was read under.
     """
 
     def __init__(
         self,
         reader: ColumnReader,
         schema_id: int,
-        state: PaymentState,
         *,
         rates: Rates,
         hash_key: bytes,
-        policy: Callable[[], Policy],
+        policy: Callable[[], InForce],
         metrics: Metrics,
         now_ms: Callable[[], int],
     ) -> None:
-        self._reader, self._schema_id, self._state = reader, schema_id, state
+        self._reader, self._schema_id = reader, schema_id
         self._rates, self._hash_key, self._policy = rates, hash_key, policy
         self._metrics, self._now_ms = metrics, now_ms
 
-    def __call__(self, group: BatchGroup) -> ReadBatch:
-        """Decode, validate, and let the payments enter the windows, in order."""
+    def __call__(self, group: BatchGroup, state: RiskState, at_ms: int | None = None) -> ReadBatch:
+        """Decode, validate, and let the payments enter the windows, in order.
+
+        Args:
+            at_ms: the time of reading, for payments that claim to be of the future; None is now.
+        """
         begun = perf_counter_ns()
-        now_ms = self._now_ms()
+        now_ms = self._now_ms() if at_ms is None else at_ms
+        in_force = self._policy()
+        policy = in_force.policy
         try:
-            columns, payments, currency, bad = self._payments(group.values, now_ms)
+            columns, payments, currency, bad = self._payments(group.values, now_ms, policy)
         except Exception:  # noqa: BLE001 - whatever one record can provoke must not stop its partition
-            columns, payments, currency, bad = self._without_culprits(group.values, now_ms)
+            columns, payments, currency, bad = self._without_culprits(group.values, now_ms, policy)
         decoded = perf_counter_ns()
-        late = self._state.late_total
-        features = self._state.observe(payments)
+        late = state.late_total
+        features, traces = self._observe(group, state, columns, payments)
         done = perf_counter_ns()
         self._metrics.stage("decode", (decoded - begun) / 1e9)
         self._metrics.stage("features", (done - decoded) / 1e9)
         self._metrics.batch(len(group))
-        if self._state.late_total > late:
-            self._metrics.late(self._state.late_total - late)
+        if state.late_total > late:
+            self._metrics.late(state.late_total - late)
         return ReadBatch(
             columns,
             payments,
@@ -108,35 +123,52 @@ class PaymentReading:
             (decoded - begun) // _NS_PER_US,
             (done - decoded) // _NS_PER_US,
             now_ms,
+            in_force,
+            traces,
         )
 
-    def absorb(self, values: Sequence[bytes | None], now_ms: int) -> int:
+    def _observe(
+        self, group: BatchGroup, state: RiskState, columns: Columns, payments: Payments
+    ) -> tuple[NDArray[np.float32], list[BatchTrace]]:
+        """Each batch by its partition's windows; rows are in the order of the batches."""
+        ends = np.searchsorted(columns.row, group.starts[1:]).tolist()
+        parts, traces = [], []
+        for batch, start, end in zip(group.batches, [0, *ends], ends, strict=False):
+            mine = payments if end - start == payments.row_count else payments.rows(slice(start, end))
+            features, trace = state.observe(batch.partition, mine, batch.offset_first, batch.offset_last + 1)
+            parts.append(features)
+            traces.append(trace)
+        if not parts:
+            return np.empty((0, len(FEATURES)), np.float32), traces
+        return parts[0] if len(parts) == 1 else np.concatenate(parts), traces
+
+    def absorb(self, values: Sequence[bytes | None], accounts: Accounts, terminals: Terminals) -> int:
         """Let past payments enter the windows without deciding on them; how many were valid."""
-        _, payments, _, _ = self._payments(values, now_ms)
-        self._state.observe(payments)
+        _, payments, _, _ = self._payments(values, self._now_ms(), self._policy().policy)
+        observe(accounts, terminals, payments)
         return payments.row_count
 
     def _without_culprits(
-        self, values: Sequence[bytes | None], now_ms: int
+        self, values: Sequence[bytes | None], now_ms: int, policy: Policy
     ) -> tuple[Columns, Payments, NDArray[np.uint32], list[Bad]]:
         """The batch again, record by record, to find what breaks it; nothing has entered the windows yet."""
-        culprits = {row for row, value in enumerate(values) if not self._fits(value, now_ms)}
+        culprits = {row for row, value in enumerate(values) if not self._fits(value, now_ms, policy)}
         if not culprits:
             raise RuntimeError("a batch cannot be read, though each of its records can")
         rest = [None if row in culprits else value for row, value in enumerate(values)]
-        columns, payments, currency, bad = self._payments(rest, now_ms)
+        columns, payments, currency, bad = self._payments(rest, now_ms, policy)
         kept = [each for each in bad if each.row not in culprits]
         return columns, payments, currency, kept + [Bad(row, *NOT_DECIDED) for row in sorted(culprits)]
 
-    def _fits(self, value: bytes | None, now_ms: int) -> bool:
+    def _fits(self, value: bytes | None, now_ms: int, policy: Policy) -> bool:
         try:
-            self._payments([value], now_ms)
+            self._payments([value], now_ms, policy)
         except Exception:  # noqa: BLE001 - as above
             return False
         return True
 
     def _payments(
-        self, values: Sequence[bytes | None], now_ms: int
+        self, values: Sequence[bytes | None], now_ms: int, policy: Policy
     ) -> tuple[Columns, Payments, NDArray[np.uint32], list[Bad]]:
         columns, poison = self._reader.read(values, self._schema_id)
         strings, ints = columns.strings, columns.ints
@@ -147,7 +179,7 @@ class PaymentReading:
             ids=(strings["event_id"], strings["account_id"], strings["terminal_id"]),
             optional_ids=(strings["counterparty_id"],),
             now_ms=now_ms,
-            limits=self._policy().limits,
+            limits=policy.limits,
             rates=self._rates,
         )
         bad = [Bad(row, reason, CODEC_DETAIL) for row, reason in poison]

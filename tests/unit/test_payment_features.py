@@ -1,6 +1,4 @@
-"""Features of payments: their values, that batches do not matter, what memory and files promise."""
-
-from pathlib import Path
+"""Features of payments: their values, that batches do not matter, what memory promises."""
 
 import numpy as np
 import pytest
@@ -8,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.slow_features import DAY_MS, HOUR_MS, SlowState
-from weir.errors import IntegrityError, MissingPart
 from weir.features.payments import FEATURES, FeatureSpec, Labels, Payments, PaymentState, StateFull
 
 START_MS = 1_767_225_600_000  # 1 January 2026
@@ -152,14 +149,32 @@ def test_a_label_acts_from_the_day_after_its_delay_whenever_it_came() -> None:
         assert risks == [0, 0, 0, 0, 0, 0, 0, 1.0, 0.5]
 
 
-def test_an_honest_label_changes_nothing_and_an_unknown_one_is_counted() -> None:
+def test_an_honest_label_changes_nothing() -> None:
     state, other = state_of(), state_of()
     for each in (state, other):
         each.observe(payments([(1, 9, 10_000, START_MS, 0)]))
-    state.learn(labels([(1, 9, START_MS, START_MS, False), (5, 6, START_MS, START_MS, True)]))
-    assert state.unmatched_labels_total == 1
+    state.learn(labels([(1, 9, START_MS, START_MS, False), (5, 6, START_MS, START_MS, False)]))
+    assert (state.account_count, state.terminal_count) == (1, 1)
     later = payments([(1, 9, 10_000, START_MS + 9 * DAY_MS, 0)])
     assert np.array_equal(state.observe(later), other.observe(later))
+
+
+def test_a_label_that_comes_before_its_payment_is_not_lost() -> None:
+    """A worker has read the labels further than another's payments: the terminal learns all the same."""
+    early, late = state_of(), state_of()
+    known = labels([(1, 9, START_MS, START_MS, True)])
+    paid = payments([(1, 9, 10_000, START_MS, 0)])
+    assert early.terminals.learn(known) == 1
+    assert early.accounts.learn(known) == 0  # held by another worker, for all that this one knows
+    early.observe(paid)
+    late.observe(paid)
+    late.learn(known)
+    assert early.terminals.rows.content() == late.terminals.rows.content()
+    risks = [
+        column(state.observe(payments([(2, 9, 10_000, START_MS + 9 * DAY_MS, 0)])), "terminal_risk_7d")
+        for state in (early, late)
+    ]
+    assert risks == [[1.0], [1.0]]
 
 
 def test_late_events_are_counted_and_enter_what_is_still_open() -> None:
@@ -214,56 +229,6 @@ def test_rows_are_within_their_budget() -> None:
     terminals = PaymentState(accounts_max=1, terminals_max=1 << 17, terminals_start=1 << 17)
     assert accounts.nbytes / (1 << 17) <= 600
     assert terminals.nbytes / (1 << 17) <= 400
-
-
-def _filled(path: Path) -> PaymentState:
-    rng = np.random.default_rng(2)
-    state = PaymentState(accounts_max=5_000, terminals_max=500)
-    for day in range(12):
-        rows = [
-            (
-                int(rng.integers(1, 300)),
-                int(rng.integers(1, 40)),
-                10_000 * day,
-                START_MS + day * DAY_MS + at,
-                1,
-            )
-            for at in range(200)
-        ]
-        state.observe(payments(rows))
-        state.learn(labels([(row[0], row[1], row[3], row[3], True) for row in rows[:3]]))
-    state.save(path)
-    return state
-
-
-def test_a_loaded_state_goes_on_as_the_saved_one(tmp_path: Path) -> None:
-    path = tmp_path / "state"
-    state = _filled(path)
-    loaded = PaymentState.load(path)
-    batch = payments([(account, 7, 50_000, START_MS + 13 * DAY_MS, 0) for account in range(1, 400)])
-    assert np.array_equal(state.observe(batch), loaded.observe(batch))
-    assert state.account_count == loaded.account_count
-    assert [each.name for each in tmp_path.iterdir()] == ["state"]
-
-
-def test_any_flipped_byte_is_an_integrity_error(tmp_path: Path) -> None:
-    """A bit of every 997th byte, of the first 600 and of the last 40; and a file cut short."""
-    path, broken = tmp_path / "state", tmp_path / "broken"
-    _filled(path)
-    whole = path.read_bytes()
-    places = {*range(0, 600, 7), *range(0, len(whole), 9_973), *range(len(whole) - 40, len(whole))}
-    for at in sorted(places):
-        broken.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
-        with pytest.raises(IntegrityError):
-            PaymentState.load(broken)
-    for size in (0, 5, 200, len(whole) - 1):
-        broken.write_bytes(whole[:size])
-        with pytest.raises(IntegrityError):
-            PaymentState.load(broken)
-    with pytest.raises(IntegrityError, match="feature spec"):
-        PaymentState.load(path, FeatureSpec(label_delay_days=3))
-    with pytest.raises(MissingPart):
-        PaymentState.load(tmp_path / "none")
 
 
 def test_columns_are_checked_once_at_the_door() -> None:

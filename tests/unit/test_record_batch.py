@@ -13,9 +13,10 @@ from aiokafka.record.util import calc_crc32c
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from weir.columns import ByteColumn
 from weir.kafka._crc32c import by_instruction, by_tables, crc32c, has_instruction
 from weir.kafka.record_batch import ProduceBatch, batches_of, from_columns, from_lists
-from weir.kafka.records import ByteColumn, ColumnOutput, HeaderColumns
+from weir.kafka.records import ColumnOutput, HeaderColumns
 from weir.streams.output import Output
 
 NULLABLE = st.none() | st.binary(max_size=300)
@@ -134,11 +135,12 @@ def test_a_batch_is_full_to_the_last_byte() -> None:
     ] == [9, 1]
 
 
-def test_what_never_fits_is_named_by_its_size() -> None:
-    with pytest.raises(ValueError, match=r"record of 200006 bytes does not fit .* at most 100000"):
-        from_lists([None, None], [b"small", bytes(200_000 - 2)], [(), ()], 0, bytes_max=100_000)
-    with pytest.raises(ValueError, match="does not fit"):
-        from_columns(None, ByteColumn.from_list([bytes(2_000_000)]), 0)
+def test_what_is_larger_than_a_batch_is_one_of_its_own() -> None:
+    values = [b"small", bytes(200_000), b"small again", b"and more"]
+    batches = from_lists([None] * 4, values, [()] * 4, 0, bytes_max=100_000)
+    assert [batch.record_count for batch in batches] == [1, 1, 2]
+    (large,) = from_columns(None, ByteColumn.from_list([bytes(2_000_000)]), 0)
+    assert len(large.data) > 2_000_000
 
 
 def test_the_producer_is_in_the_header_of_each_batch() -> None:

@@ -16,6 +16,7 @@ from services.risk.decide import ModelRef, Scores
 from services.risk.policy import PolicyFile
 from services.risk.reading import PaymentReading
 from services.risk.reasons import ReasonTable
+from services.risk.state import RiskState, StateTopics
 from services.risk.validate import Rates
 from services.risk.writing import DecisionWriting, Names, Scored
 from weir.codec.avro import RowCodec
@@ -23,12 +24,13 @@ from weir.codec.columns import TransactionReader
 from weir.codec.decision import DecisionWriter
 from weir.codec.framing import frame, unframe
 from weir.codec.schemas import load_schema
+from weir.columns import ByteColumn
 from weir.crypto.envelope import HEADER_NAME, envelope_header
 from weir.crypto.pseudonym import Pseudonymizer
 from weir.crypto.secret import Secret
-from weir.features.payments import FEATURES, PaymentState
+from weir.features.spec import FEATURES
 from weir.ids import decision_id
-from weir.kafka.records import ByteColumn, rows_of
+from weir.kafka.records import rows_of
 from weir.obs.metrics import Metrics
 from weir.streams import BatchGroup, RecordBatch
 from weir.streams.dead_letter import DeadLetterWriter
@@ -92,10 +94,9 @@ def halves():
     reading = PaymentReading(
         TransactionReader(),
         1,
-        PaymentState(accounts_max=1000, terminals_max=1000),
         rates=Rates.of({"EUR": 1.0}),
         hash_key=bytes(16),
-        policy=lambda: policy.policy,
+        policy=lambda: policy.in_force,
         metrics=metrics,
         now_ms=lambda: NOW_MS,
     )
@@ -104,14 +105,16 @@ def halves():
         Names("default", "spec", "weir.decisions", 2, "weir.risk.dlq", 2, 3),
         DecisionWriter(load_schema("decision"), 3, reasons.texts),
         DeadLetterWriter(InTheClear(), 4),
-        policy,
         sealer=InTheClear(),
         dlq_sealer=InTheClear(),
         pseudonymizer=Pseudonymizer("default", Secret(bytes(32))),
         metrics=metrics,
         now_ms=lambda: NOW_MS,
     )
-    return reading, writing
+    state = RiskState(StateTopics("accounts", "journal"), accounts_max=1000, terminals_max=1000, owner="")
+    for partition in (0, 1):
+        state.attach(partition, state.new_accounts(), 0, {})
+    return lambda group: reading(group, state), writing
 
 
 def scored(count: int) -> Scored:

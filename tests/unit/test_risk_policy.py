@@ -29,7 +29,7 @@ def replaced(old: str, new: str) -> str:
 def test_the_shipped_policy_is_valid_and_carries_its_files_hash():
     shipped = PolicyFile(HERE / "policy.toml", FEATURES)
     assert shipped.policy.sha256 == hashlib.sha256((HERE / "policy.toml").read_bytes()).hexdigest()
-    assert len(shipped.rules.ids) == len(shipped.policy.rule_list)
+    assert len(shipped.in_force.rules.ids) == len(shipped.policy.rule_list)
     assert shipped.policy.degraded.approve_below is None
 
 
@@ -120,13 +120,13 @@ def test_a_touched_policy_is_not_a_new_one(watched):
 
 
 def test_a_broken_policy_keeps_the_last_good_one_and_is_reported_once(watched, caplog):
-    policy, rules = watched.file.policy, watched.file.rules
+    policy, rules = watched.file.policy, watched.file.in_force.rules
     with caplog.at_level(logging.ERROR):
         for _ in range(3):
             assert not watched.write(GOOD.replace("review_at = 0.05", "review_at = 5"))
         # An unknown feature is found only when rules are compiled; it leaves the thresholds alone too.
         assert not watched.write(with_rule('feature="no_such", op=">", value=1'))
-    assert (watched.file.policy, watched.file.rules) == (policy, rules)
+    assert (watched.file.policy, watched.file.in_force.rules) == (policy, rules)
     assert watched.told == ["refused", "refused"]
     assert watched.write(GOOD + "\n# mended\n")
     assert watched.told == ["refused", "refused", "loaded"]

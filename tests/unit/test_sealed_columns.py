@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weir.codec.columns import StringColumn
+from weir.columns import ByteColumn
 from weir.crypto import Compartment, DataKey, Opener, Pseudonymizer, Sealer, Secret, Suite
 from weir.crypto import columns as sealing
 from weir.crypto._openssl import gcm_context
 from weir.crypto.envelope import envelope_header
 from weir.errors import IntegrityError
 from weir.ids import decision_ids
-from weir.kafka.records import ByteColumn
 
 TOPIC = "weir.decisions"
 # Around the ends of a block and of a cached line, and the empty one.

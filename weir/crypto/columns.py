@@ -15,13 +15,13 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from numpy.typing import NDArray
 
+from weir.columns import ByteColumn, Column
 from weir.crypto import _gcm_kernels as gcm
 from weir.crypto import _hash_kernels as kernels
 from weir.crypto._openssl import GcmContext, gcm_context
 from weir.crypto.envelope import HEADER_BYTES, envelope_header
 from weir.crypto.secret import Compartment, DataKey, Secret, Suite
 from weir.ids import name_prefix
-from weir.kafka.records import ByteColumn, Column
 
 IV_BYTES = gcm.IV_BYTES
 ID_BYTES = kernels.ID_BYTES

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from weir.columns import ByteColumn, Column
     from weir.crypto.columns import ColumnCipher
-    from weir.kafka.records import ByteColumn, Column
 
 HEADER_NAME = "weir.envelope"
 HEADER_BYTES = 21

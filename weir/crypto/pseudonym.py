@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from weir.crypto.secret import Secret
 
 if TYPE_CHECKING:
+    from weir.columns import ByteColumn, Column
     from weir.crypto.columns import PseudonymColumns
-    from weir.kafka.records import ByteColumn, Column
 
 KEY_BYTES = 32
 PSEUDONYM_BYTES = 22

@@ -78,6 +78,15 @@ def _bytes_bytes(length):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def inside(size, start, length):  # type: ignore[no-untyped-def]
+    """Whether every slice lies within `size` bytes; a length of -1 is null."""
+    for row in range(len(start)):
+        if start[row] < 0 or length[row] < -1 or start[row] + max(length[row], 0) > size:
+            return False
+    return True
+
+
+@kernel
 def headers_bytes(first, name, name_length, value_length, out):  # type: ignore[no-untyped-def]
     """Into `out` how many bytes the headers of each record take; False when `first` or `name` points outside.
 
@@ -99,7 +108,7 @@ def headers_bytes(first, name, name_length, value_length, out):  # type: ignore[
 
 @kernel
 def plan(bytes_max, key_length, value_length, stamp_ms, header_bytes, body, batch_row, batch_at):  # type: ignore[no-untyped-def]
-    """Where batches begin; the number of batches, or -1 - row when that record never fits.
+    """Where batches begin; the number of batches. A record above the bound has a batch of its own.
 
     stamp_ms, header_bytes: (n,), or (1,) for all records.
     Into `body`: (n,) bytes of each record after its length. Into `batch_row` and `batch_at`: (n + 1,) the
@@ -132,8 +141,6 @@ def plan(bytes_max, key_length, value_length, stamp_ms, header_bytes, body, batc
         first = row
         body[row] = fixed + 2
         used = HEADER_BYTES + _varint_bytes(np.int64(body[row])) + body[row]
-        if used > bytes_max:
-            return -1 - row
     batch_row[batches], batch_at[batches] = row_count, at + used
     return batches
 

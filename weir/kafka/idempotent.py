@@ -72,7 +72,6 @@ class IdempotentProducer:
         """Publish, in order for each partition; return when all replicas in sync have all of it.
 
         Raises:
-            ValueError: a record never fits a batch; nothing of the call was sent.
             Unavailable: not all of it is acknowledged; publish it again.
             TopicMissing, TopicDenied, PartitionMissing, RecordTooLarge: a retry is no use.
         """

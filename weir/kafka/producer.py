@@ -149,7 +149,6 @@ class TransactionalProducer:
         """Publish, in order for each partition; return when all replicas in sync have all of it.
 
         Raises:
-            ValueError: a record never fits a batch; nothing of the call was sent.
             Fenced: give up.
             TransactionAborted, Unavailable: abort.
             TopicMissing, PartitionMissing, RecordTooLarge, AccessDenied: abort; a retry is no use.

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from weir.columns import NULL, ByteColumn, Column
 from weir.kafka import _batch_kernels as kernels
-from weir.kafka.records import NULL, AnyOutput, ByteColumn, Column, ColumnOutput, HeaderColumns, Headers
+from weir.kafka.records import AnyOutput, ColumnOutput, HeaderColumns, Headers
 
 # A broker takes 1 MiB (message.max.bytes); a topic may be set lower, so some room is left.
 BATCH_BYTES_MAX = 900 * 1024
@@ -50,7 +51,7 @@ def batches_of(output: AnyOutput, *, bytes_max: int = BATCH_BYTES_MAX) -> list[P
     """An output's records as batches, in order.
 
     Raises:
-        ValueError: a record never fits, or the columns differ in length.
+        ValueError: the columns differ in length.
     """
     if isinstance(output, ColumnOutput):
         return from_columns(
@@ -75,8 +76,10 @@ def from_lists(
 ) -> list[ProduceBatch]:
     """Records as batches of at most `bytes_max`, in order; each has headers of its own.
 
+    A larger record is a batch of its own: what a topic takes is for its broker to say.
+
     Raises:
-        ValueError: a record never fits, or the lists differ in length.
+        ValueError: the lists differ in length.
     """
     if len(headers) != len(values):
         raise ValueError(f"{len(values)} values and {len(headers)} lists of headers: they must be as many.")
@@ -101,7 +104,7 @@ def from_columns(
         timestamps_ms: (n,) or one for all, ms since the epoch.
 
     Raises:
-        ValueError: a record never fits, the columns differ in length, or a slice lies outside its buffer.
+        ValueError: the columns differ in length, or a slice lies outside its buffer.
     """
     count = len(values.start)
     if keys is None:
@@ -117,11 +120,7 @@ def _check_inside(column: Column) -> None:
     start, length = column.start, column.length
     if len(start) != len(length):
         raise ValueError(f"{len(start)} starts and {len(length)} lengths: they must be as many.")
-    if len(start) and (
-        length.min() < NULL
-        or start.min() < 0
-        or int((start + np.maximum(length, 0)).max()) > len(column.buffer)
-    ):
+    if not kernels.inside(len(column.buffer), _uniform(start), _uniform(length)):
         raise ValueError("A slice of a column lies outside its buffer.")
 
 
@@ -150,9 +149,6 @@ def _build(
     batches = kernels.plan(
         bytes_max, columns[2], columns[5], stamps, headers.row_bytes, body, batch_row, batch_at
     )
-    if batches < 0:
-        size = int(body[-1 - batches])
-        raise ValueError(f"A record of {size} bytes does not fit a produce batch of at most {bytes_max}.")
     batch_row, batch_at = batch_row[: batches + 1], batch_at[: batches + 1]
     out = np.empty(int(batch_at[-1]), np.uint8)
     header_columns = [

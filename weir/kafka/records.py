@@ -3,67 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol, Self
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-NULL = -1
+from weir.columns import ByteColumn, Column
 
 Headers = Sequence[tuple[str, bytes | None]]
-
-
-class Column(Protocol):
-    """Byte strings as slices of one buffer (`weir.codec.columns.StringColumn` is one)."""
-
-    @property
-    def buffer(self) -> NDArray[np.uint8]:
-        """(bytes,)"""
-
-    @property
-    def start(self) -> NDArray[np.int64]:
-        """(n,)"""
-
-    @property
-    def length(self) -> NDArray[np.int64]:
-        """(n,); -1 where there is no value, not even an empty one."""
-
-
-@dataclass(frozen=True, slots=True)
-class ByteColumn:
-    """Byte strings as slices of one buffer; a length of -1 is null."""
-
-    buffer: NDArray[np.uint8]  # (bytes,)
-    start: NDArray[np.int64]  # (n,)
-    length: NDArray[np.int64]  # (n,)
-
-    def __len__(self) -> int:
-        return len(self.start)
-
-    @classmethod
-    def from_list(cls, values: Sequence[bytes | None]) -> Self:
-        """A column of these values, in a buffer of its own; a few Python operations a value."""
-        try:
-            length = np.fromiter(map(len, values), np.int64, len(values))  # type: ignore[arg-type]
-            joined = b"".join(values)  # type: ignore[arg-type]
-        except TypeError:
-            length = np.array([NULL if value is None else len(value) for value in values], np.int64)
-            joined = b"".join([value for value in values if value is not None])
-        start = np.zeros(len(values), np.int64)
-        np.cumsum(np.maximum(length[:-1], 0), out=start[1:])
-        return cls(np.frombuffer(joined, np.uint8), start, length)
-
-    def rows(self, start: int, end: int) -> "ByteColumn":
-        """The values from row `start` to row `end`, over the same buffer."""
-        return ByteColumn(self.buffer, self.start[start:end], self.length[start:end])
-
-    def to_list(self) -> list[bytes | None]:
-        """Every value as bytes, or None."""
-        whole = self.buffer.data
-        return [
-            None if length == NULL else bytes(whole[start : start + length])
-            for start, length in zip(self.start.tolist(), self.length.tolist(), strict=True)
-        ]
 
 
 class ListOutput(Protocol):

@@ -1,9 +1,10 @@
-"""A state on disk: one file, a version, a SHA-256 at its end, written aside and renamed.
+"""A table on disk: one file, a version, a SHA-256 at its end, written aside and renamed.
 
-    "WEIRSTAT" | version u32 LE | header length u32 LE | header JSON | blocks one after another | SHA-256 (32)
+    "WEIRSTAT" | version u32 LE | header length u32 LE | header JSON |
+    frames: length u32 LE, then so many bytes | length 0 | SHA-256 (32) of every byte before it
 
-The checksum covers every byte before it. Blocks are streamed from and into the arrays themselves, so neither
-saving nor loading holds a second copy in memory.
+Frames are made and read one after the other, so neither saving nor loading holds a second copy of a table. A
+file is whole or it is not there: what was at its place stays until the new one is on the disk.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ import json
 import os
 import struct
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,47 +23,65 @@ from numpy.typing import NDArray
 from weir.errors import IntegrityError, MissingPart
 
 MAGIC = b"WEIRSTAT"
-VERSION = 1
+VERSION = 2
+FRAME_BYTES_MAX = 64 << 20
+
 _PREFIX = struct.Struct("<8sII")
+_LENGTH = struct.Struct("<I")
 _HEADER_BYTES_MAX = 1 << 20
-_CHUNK_BYTES = 8 << 20
 
 
-def write(path: Path, header: Mapping[str, Any], blocks: Sequence[NDArray[np.uint8]]) -> None:
-    """Write `header` and C-contiguous `blocks` to `path`, which appears whole or keeps what it was.
+def write(path: Path, header: Mapping[str, Any], frames: Iterable[list[NDArray[np.uint8]]]) -> int:
+    """Write `header` and `frames` to `path`, which appears whole or keeps what it was; the bytes written.
 
+    Args:
+        frames: each a list of pieces, which become one frame.
     Raises:
-        OSError: the disk is full, or the folder may not be written.
+        OSError: the disk is full, or the folder may not be written. ValueError: a header or frame too large.
     """
-    text = json.dumps({**header, "block_bytes": [block.nbytes for block in blocks]}).encode()
+    text = json.dumps(header).encode()
+    if len(text) > _HEADER_BYTES_MAX:
+        raise ValueError(f"a header of {len(text)} bytes is more than {_HEADER_BYTES_MAX}")
     digest = hashlib.sha256()
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     aside = Path(name)
+    written = 0
     try:
         with os.fdopen(handle, "wb", buffering=0) as file:
-            for part in (_PREFIX.pack(MAGIC, VERSION, len(text)), text):
+
+            def put(part: bytes | memoryview) -> None:
+                nonlocal written
                 digest.update(part)
-                file.write(part)
-            for block in blocks:
-                view = block.reshape(-1).data
-                for at in range(0, len(view), _CHUNK_BYTES):
-                    chunk = view[at : at + _CHUNK_BYTES]
-                    digest.update(chunk)
-                    _write_all(file.fileno(), chunk)
-            file.write(digest.digest())
+                _write_all(file.fileno(), memoryview(part))
+                written += len(part)
+
+            put(_PREFIX.pack(MAGIC, VERSION, len(text)) + text)
+            for pieces in frames:
+                size = sum(piece.nbytes for piece in pieces)
+                if not 0 < size <= FRAME_BYTES_MAX:
+                    raise ValueError(f"a frame of {size} bytes; 1 to {FRAME_BYTES_MAX} are allowed")
+                put(_LENGTH.pack(size))
+                for piece in pieces:
+                    put(piece.reshape(-1).view(np.uint8).data)
+            put(_LENGTH.pack(0))
+            _write_all(file.fileno(), memoryview(digest.digest()))
             os.fsync(file.fileno())
         aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+    return written + digest.digest_size
 
 
 class Reader:
-    """Reads what `write` wrote: the header at once, each block into an array, the checksum last."""
+    """Reads what `write` wrote: the header at once, frame by frame, the checksum after the last.
+
+    Nothing that was read is to be trusted before the last frame has been asked for and none came.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Open `path` and read its header, which is not to be trusted before `finish`.
+        """Open `path` and read its header.
 
         Raises:
             MissingPart: no such file. IntegrityError: not a state file, or of another version.
@@ -76,17 +95,16 @@ class Reader:
         try:
             magic, version, header_bytes = _PREFIX.unpack(self._take(_PREFIX.size))
             if magic != MAGIC or header_bytes > _HEADER_BYTES_MAX:
-                raise self._broken("it is not a state file")
+                raise self.broken("it is not a state file")
             if version != VERSION:
-                raise self._broken(f"it has format version {version}, this release reads {VERSION}")
+                raise self.broken(f"it has format version {version}, this release reads {VERSION}")
             text = self._take(header_bytes)
             try:
                 self.header: dict[str, Any] = json.loads(text)
-                self._block_bytes = [int(count) for count in self.header["block_bytes"]]
-            except (ValueError, KeyError, TypeError) as error:
-                raise self._broken("its header is damaged") from error
-            # Read once before anything is built from the header: a flipped bit must not size an array.
-            self._verify(header_bytes)
+            except ValueError as error:
+                raise self.broken("its header is damaged") from error
+            if not isinstance(self.header, dict):
+                raise self.broken("its header is damaged")
         except BaseException:
             self._file.close()
             raise
@@ -99,61 +117,41 @@ class Reader:
     ) -> None:
         self._file.close()
 
-    def read_into(self, block: NDArray[np.uint8]) -> None:
-        """Fill `block` from the next block of the file.
+    def frames(self) -> Iterator[NDArray[np.uint8]]:
+        """Every frame, each valid until the next is asked for.
 
         Raises:
-            IntegrityError: the file's block has another size.
+            IntegrityError: the file ends early, goes on too long, or its checksum does not match.
         """
-        if not self._block_bytes or self._block_bytes.pop(0) != block.nbytes:
-            raise self._broken("a block has another size than its header says")
-        view = block.reshape(-1).data
-        for at in range(0, len(view), _CHUNK_BYTES):
-            chunk = view[at : at + _CHUNK_BYTES]
-            filled = 0
-            while filled < len(chunk):
-                count = self._file.readinto(chunk[filled:])
-                if not count:
-                    raise self._broken("it ends early")
-                filled += count
-            self._digest.update(chunk)
+        buffer = np.empty(0, np.uint8)
+        while size := _LENGTH.unpack(self._take(_LENGTH.size))[0]:
+            if size > FRAME_BYTES_MAX:
+                raise self.broken("it is damaged")
+            if size > buffer.size:
+                buffer = np.empty(size, np.uint8)
+            self._fill(buffer[:size].data)
+            yield buffer[:size]
+        expected = self._digest.digest()
+        if self._file.read(len(expected) + 1) != expected:
+            raise self.broken("its checksum does not match")
 
-    def finish(self) -> None:
-        """Check the bytes that `read_into` gave against the checksum once more.
+    def broken(self, why: str) -> IntegrityError:
+        """What is wrong with this file."""
+        return IntegrityError(f"{self.path}: {why}. Delete it and rebuild the state from events.")
 
-        Raises:
-            IntegrityError: they differ.
-        """
-        computed = self._digest.digest()
-        if self._block_bytes or self._file.read(len(computed) + 1) != computed:
-            raise self._broken("its checksum does not match")
-
-    def _verify(self, header_bytes: int) -> None:
-        body = _PREFIX.size + header_bytes
-        size = os.fstat(self._file.fileno()).st_size
-        if size != body + sum(self._block_bytes) + self._digest.digest_size:
-            raise self._broken("it has another length than its header says")
-        digest = self._digest.copy()
-        left = sum(self._block_bytes)
-        while left:
-            chunk = self._file.read(min(left, _CHUNK_BYTES))
-            if not chunk:
-                raise self._broken("it ends early")
-            digest.update(chunk)
-            left -= len(chunk)
-        if self._file.read(digest.digest_size) != digest.digest():
-            raise self._broken("its checksum does not match")
-        self._file.seek(body)
+    def _fill(self, view: memoryview) -> None:
+        filled = 0
+        while filled < len(view):
+            count = self._file.readinto(view[filled:])
+            if not count:
+                raise self.broken("it ends early")
+            filled += count
+        self._digest.update(view)
 
     def _take(self, count: int) -> bytes:
-        data = self._file.read(count)
-        if len(data) != count:
-            raise self._broken("it ends early")
-        self._digest.update(data)
-        return data
-
-    def _broken(self, why: str) -> IntegrityError:
-        return IntegrityError(f"{self.path}: {why}. Delete it and rebuild the state from events.")
+        data = bytearray(count)
+        self._fill(memoryview(data))
+        return bytes(data)
 
 
 def _write_all(descriptor: int, data: memoryview) -> None:

@@ -3,14 +3,12 @@
 from weir.streams.app import BatchApp, TakenBatch
 from weir.streams.batch import BatchGroup, RecordBatch
 from weir.streams.gather import Gatherer
-from weir.streams.outbox import AtLeastOnce, Delivery, Output
+from weir.streams.output import Output
 from weir.streams.worker import run_worker
 
 __all__ = [
-    "AtLeastOnce",
     "BatchApp",
     "BatchGroup",
-    "Delivery",
     "Gatherer",
     "Output",
     "RecordBatch",

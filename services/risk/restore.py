@@ -1,0 +1,176 @@
+"""Bringing a partition's accounts to a worker: its own snapshot, then the changelog, else the input itself.
+
+    snapshot (minutes old) ──▶ changelog's tail ──▶ mark == what the group has committed ──▶ here
+                                                    │ not so, or nothing is there
+                                                    ▼
+                                    the input's last days, read again ──▶ here
+
+The changelog and the group's offsets commit together, so under exactly-once the mark says just what the group
+says, unless somebody has moved the group's offsets by hand or the changelog is from another feature spec.
+"""
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from services.risk.reading import PaymentReading
+from services.risk.snapshots import Snapshots
+from services.risk.state import MARK_KEY, RiskState
+from weir.config import KafkaSettings, TopicSettings
+from weir.errors import IntegrityError, MissingPart
+from weir.features.accounts import Accounts
+from weir.features.terminals import Terminals
+from weir.obs.log import get_logger
+from weir.obs.stream_metrics import RestoreSource, StreamMetrics
+from weir.streams import journal
+from weir.streams.batch import RecordBatch
+from weir.streams.history import end_offsets, read_range, read_until
+from weir.streams.journal import Mark
+
+log = get_logger("weir.risk.restore")
+
+_DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """A partition's accounts, and what they stand for.
+
+    next_offset: of the input. labels: learnt so far, next offsets.
+    journal_ends: what the shared state must have read before the partition is decided on.
+    """
+
+    accounts: Accounts
+    next_offset: int
+    labels: Mapping[int, int]
+    journal_ends: Mapping[int, int]
+
+
+class Restoring:
+    """Restores partitions of one worker.
+
+    Args:
+        snapshots: this worker's own.
+        take_over: told who wrote last; ends what a dead one left open.
+        exact: whether the mark and the group's offset have to agree.
+        restore_days: how much of the input fills the windows when there is nothing better.
+    """
+
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        topics: TopicSettings,
+        state: RiskState,
+        reading: PaymentReading,
+        *,
+        snapshots: Snapshots,
+        take_over: Callable[[str], Awaitable[None]],
+        exact: bool,
+        restore_days: int,
+        client_id: str,
+        metrics: StreamMetrics,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._kafka, self._topics, self._state, self._reading = kafka, topics, state, reading
+        self._snapshots, self._take_over = snapshots, take_over
+        self._exact, self._restore_days = exact, restore_days
+        self._client_id, self._metrics, self._now_ms = client_id, metrics, now_ms
+
+    async def __call__(self, partition: int, committed: int | None) -> Restored:
+        """The partition as of the group's committed offset."""
+        begun_s = time.monotonic()
+        accounts, mark, row_count = await self._from_changelog(partition)
+        if mark is not None:
+            await self._take_over(mark.owner)
+        source: RestoreSource = "changelog"
+        if not self._fits(mark, committed):
+            accounts, row_count = await self._from_input(partition, committed)
+            mark, source = None, "input"
+        ends = await end_offsets(self._kafka, self._topics.risk_journal, f"{self._client_id}-restore")
+        duration_s = time.monotonic() - begun_s
+        self._metrics.restored(source, row_count, duration_s)
+        log.info(
+            "partition_restored",
+            partition=partition,
+            source=source,
+            row_count=row_count,
+            accounts=accounts.row_count,
+            duration_s=round(duration_s, 3),
+        )
+        labels = mark.labels if mark is not None else {}
+        return Restored(accounts, committed or 0, labels, ends)
+
+    def labels(self, known: Mapping[int, int], ends: Mapping[int, int]) -> AsyncIterator[RecordBatch]:
+        """The labels between two positions."""
+        return read_range(self._kafka, self._topics.labels, known, ends, f"{self._client_id}-restore")
+
+    def _fits(self, mark: Mark | None, committed: int | None) -> bool:
+        if mark is None:
+            return not committed
+        if mark.spec != self._state.spec.id:
+            log.warning("changelog_of_another_spec", spec=mark.spec, expected=self._state.spec.id)
+            return False
+        if self._exact and mark.next_offset != (committed or 0):
+            log.warning("offsets_moved", state_offset=mark.next_offset, group_offset=committed)
+            return False
+        # At least once, the state may be ahead of the group: what is decided again enters it again.
+        return True
+
+    # -- snapshot and changelog ----------------------------------------------------------------------------
+
+    async def _from_changelog(self, partition: int) -> tuple[Accounts, Mark | None, int]:
+        topic = self._topics.risk_accounts
+        accounts, mark, start = self._from_snapshot(partition)
+        ends = await end_offsets(self._kafka, topic, f"{self._client_id}-restore")
+        row_count = accounts.row_count
+        wanted = {partition: ends[partition]}
+        async for batch in read_range(
+            self._kafka, topic, {partition: start}, wanted, f"{self._client_id}-restore"
+        ):
+            if (found := self._apply(batch, accounts)) is not None:
+                mark = found
+                accounts.clock[:] = mark.clock
+            row_count += len(batch)
+        return accounts, mark, row_count
+
+    def _from_snapshot(self, partition: int) -> tuple[Accounts, Mark | None, int]:
+        """The newest snapshot of this worker, its mark, and where the changelog goes on."""
+        path = self._snapshots.accounts_path(partition)
+        try:
+            accounts, header = Accounts.load(path, self._state.spec, rows_max=self._state.accounts_max)
+            mark = journal.decode(bytes.fromhex(header["mark"]), Mark, str(path))
+            return accounts, mark, int(header["changelog_offset"])
+        except MissingPart:
+            pass  # the changelog alone will do
+        except IntegrityError as error:
+            self._metrics.damaged("snapshot")
+            log.error("snapshot_damaged", error=str(error))
+        return self._state.new_accounts(), None, 0
+
+    def _apply(self, batch: RecordBatch, accounts: Accounts) -> Mark | None:
+        keys, values = batch.keys, batch.values
+        marks = [row for row, key in enumerate(keys) if key == MARK_KEY]
+        mark = None
+        if marks:
+            where = f"{batch.topic} {batch.partition} at {batch.offsets[marks[-1]]}"
+            mark = journal.decode(values[marks[-1]], Mark, where)
+            kept = [row for row, key in enumerate(keys) if key != MARK_KEY]
+            keys, values = [keys[row] for row in kept], [values[row] for row in kept]
+        accounts.restore_rows(keys, values)
+        return mark
+
+    # -- the input -----------------------------------------------------------------------------------------
+
+    async def _from_input(self, partition: int, committed: int | None) -> tuple[Accounts, int]:
+        """Fresh accounts from the input's last days; terminals learn what they have not seen."""
+        accounts, count = self._state.new_accounts(), 0
+        if not committed or not self._restore_days:
+            return accounts, count
+        nobody = Terminals(self._state.spec, rows_max=self._state.terminals.rows.row_max)
+        since_ms = self._now_ms() - self._restore_days * _DAY_MS
+        ends = {partition: committed}
+        async for batch in read_until(
+            self._kafka, self._topics.transactions, ends, since_ms, f"{self._client_id}-restore"
+        ):
+            count += self._reading.absorb(batch.values, accounts, nobody)
+        return accounts, count

@@ -1,0 +1,331 @@
+"""What a worker knows: the accounts of its partitions, and the terminals that all workers share.
+
+An account's payments all come by one partition, so its windows belong to the partition and move with it. A
+terminal's payments come by every partition, so each worker holds all terminals: what its own partitions see
+enters at once, what the others' see comes by their journals, as soon as it has committed. Counts add up in
+any order, so every worker's table holds the same once it has read the same. `seen` says how far that is.
+
+All changes belong to epochs; until an epoch is released it can be rolled back, positions included.
+"""
+
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weir.columns import ByteColumn
+from weir.features.accounts import Accounts
+from weir.features.columns import Labels, Payments
+from weir.features.spec import DEFAULT, FeatureSpec
+from weir.features.terminals import Terminals, observe
+from weir.kafka.records import ColumnOutput
+from weir.state.rows import Rows
+from weir.streams import journal
+from weir.streams.batch import BatchGroup
+from weir.streams.journal import JournalRecord, Mark
+
+HOUR_MS = 3_600_000
+# No account hashes to 0: the key of the partition's mark in its changelog.
+MARK_KEY = bytes(8)
+_TERMINAL_BYTES, _HOUR_BYTES = 8, 4
+# How many rows the tables look at in one search for expired ones.
+EXPIRED_LOOK_ROWS = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """How far the state has taken in what it is made of; each maps a partition to its next offset.
+
+    inputs: of the partitions held. seen: of all input partitions, as `JournalRecord.seen`.
+    journal, labels: of the topics that every worker follows.
+    """
+
+    inputs: dict[int, int] = field(default_factory=dict)
+    seen: dict[int, int] = field(default_factory=dict)
+    journal: dict[int, int] = field(default_factory=dict)
+    labels: dict[int, int] = field(default_factory=dict)
+
+    def copy(self) -> "Positions":
+        """As they are now."""
+        return Positions(dict(self.inputs), dict(self.seen), dict(self.journal), dict(self.labels))
+
+
+@dataclass(frozen=True, slots=True)
+class BatchTrace:
+    """What the journal tells of one batch, but for what only scoring knows."""
+
+    partition: int
+    offset_first: int
+    next_offset: int
+    labels: dict[int, int]
+    seen: dict[int, int]
+    contributions: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StateTopics:
+    """Where the state is written."""
+
+    accounts: str
+    journal: str
+
+
+class RiskState:
+    """The windows of one worker; a thread of its own may only write snapshots of it.
+
+    Args:
+        accounts_max: rows of each partition at most.
+        owner: this worker's name in what it writes.
+    """
+
+    def __init__(
+        self,
+        topics: StateTopics,
+        *,
+        accounts_max: int,
+        terminals_max: int,
+        owner: str,
+        spec: FeatureSpec = DEFAULT,
+    ) -> None:
+        self.spec, self.owner = spec, owner
+        self._topics, self.accounts_max = topics, accounts_max
+        self.accounts: dict[int, Accounts] = {}
+        self.terminals = Terminals(spec, rows_max=terminals_max)
+        self.positions = Positions()
+        # A partition may come with labels that the terminals have yet to learn: it must not learn them twice.
+        self._labels_ahead: dict[int, dict[int, int]] = {}
+        self._before: deque[tuple[int, Positions]] = deque()
+
+    def new_accounts(self) -> Accounts:
+        """An empty table, not yet of any partition."""
+        return Accounts(self.spec, rows_max=self.accounts_max)
+
+    # -- partitions ----------------------------------------------------------------------------------------
+
+    def attach(self, partition: int, accounts: Accounts, next_offset: int, labels: Mapping[int, int]) -> None:
+        """The partition's state is here; `labels` says which it has learnt."""
+        self.accounts[partition] = accounts
+        self.positions.inputs[partition] = next_offset
+        for _, before in self._before:
+            before.inputs[partition] = next_offset
+        ahead = {
+            number: offset
+            for number, offset in labels.items()
+            if offset > self.positions.labels.get(number, 0)
+        }
+        if ahead:
+            self._labels_ahead[partition] = ahead
+
+    def drop(self, partition: int) -> None:
+        """Another worker owns it now; what its payments said of terminals stays."""
+        self.accounts.pop(partition, None)
+        self._labels_ahead.pop(partition, None)
+        self.positions.inputs.pop(partition, None)
+        for _, before in self._before:
+            before.inputs.pop(partition, None)
+
+    # -- epochs --------------------------------------------------------------------------------------------
+
+    def begin(self, epoch: int) -> None:
+        """What follows belongs to `epoch`, and can be rolled back until it is released."""
+        self._before.append((epoch, self.positions.copy()))
+        for accounts in self.accounts.values():
+            accounts.begin(epoch)
+        self.terminals.begin(epoch)
+
+    def roll_back(self, epoch: int) -> None:
+        """Put everything back to before `epoch`."""
+        for accounts in self.accounts.values():
+            accounts.roll_back(epoch)
+        self.terminals.roll_back(epoch)
+        while self._before and self._before[-1][0] >= epoch:
+            _, self.positions = self._before.pop()
+
+    def release(self, epoch: int) -> None:
+        """Epochs up to this one are committed."""
+        for accounts in self.accounts.values():
+            accounts.release(epoch)
+        self.terminals.release(epoch)
+        while self._before and self._before[0][0] <= epoch:
+            self._before.popleft()
+
+    @property
+    def committed_positions(self) -> Positions:
+        """As of the last commit."""
+        return self._before[0][1] if self._before else self.positions
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing could be rolled back any more."""
+        return not self._before
+
+    # -- what enters ---------------------------------------------------------------------------------------
+
+    def observe(
+        self, partition: int, payments: Payments, offset_first: int, next_offset: int
+    ) -> tuple[NDArray[np.float32], BatchTrace]:
+        """(n, F) features of a batch's valid payments, each from what came before it; then they have entered.
+
+        Raises:
+            StateFull: no room for a new account or terminal.
+        """
+        trace = BatchTrace(
+            partition,
+            offset_first,
+            next_offset,
+            dict(self.positions.labels),
+            dict(self.positions.seen),
+            contributions_of(payments),
+        )
+        features = observe(self.accounts[partition], self.terminals, payments)
+        self.positions.inputs[partition] = next_offset
+        self.positions.seen[partition] = next_offset
+        return features, trace
+
+    def learn(self, labels: Labels, partition: int, offsets: NDArray[np.int64], next_offset: int) -> None:
+        """Labels from one partition of their topic; `offsets` (n,) int64 are theirs."""
+        at = self.positions.labels.get(partition, 0)
+        if offsets.size and offsets[0] < at:
+            fresh = offsets >= at
+            labels, offsets = labels.rows(fresh), offsets[fresh]
+        self.terminals.learn(labels)
+        for number, accounts in self.accounts.items():
+            ahead = self._labels_ahead.get(number, {}).get(partition, 0)
+            if ahead < next_offset:
+                accounts.learn(labels.rows(offsets >= ahead) if ahead > at else labels)
+        self.positions.labels[partition] = max(next_offset, at)
+
+    def enter(self, partition: int, record: JournalRecord) -> bool:
+        """A batch of another worker, unless it is here already; whether it was new."""
+        if record.next_offset <= self.positions.seen.get(partition, 0):
+            return False
+        terminal, hour = split_contributions(record.contributions)
+        self.terminals.enter(terminal, hour)
+        self.positions.seen[partition] = record.next_offset
+        return True
+
+    # -- room ----------------------------------------------------------------------------------------------
+
+    def has_room_for(self, group: BatchGroup) -> bool:
+        """Whether every payment of the group could be of a new account at a new terminal."""
+        rows = Counter({batch.partition: 0 for batch in group.batches})
+        for batch in group.batches:
+            rows[batch.partition] += len(batch)
+        return _has_room(self.terminals.rows, len(group)) and all(
+            _has_room(self.accounts[partition].rows, count) for partition, count in rows.items()
+        )
+
+    def forget_expired(self) -> int:
+        """Let go of what no window can see; how many rows. Only when settled."""
+        forgotten = 0
+        # Each call looks at a part of the table, and goes on from there.
+        for _ in range(1 + self.terminals.row_count // EXPIRED_LOOK_ROWS):
+            forgotten += self.terminals.evict()
+        for accounts in self.accounts.values():
+            for _ in range(1 + accounts.row_count // EXPIRED_LOOK_ROWS):
+                forgotten += accounts.evict(accounts.expired(EXPIRED_LOOK_ROWS))
+        return forgotten
+
+    # -- what is written -----------------------------------------------------------------------------------
+
+    def changelog(self, epoch: int, batch_partitions: Iterable[int], now_ms: int) -> list[ColumnOutput]:
+        """The rows that `epoch` has changed, as they are now, each partition's with its mark at the end."""
+        outputs = []
+        touched = set(batch_partitions)
+        for partition, accounts in self.accounts.items():
+            rows = accounts.changed_rows(epoch)
+            if not rows.size and partition not in touched:
+                continue
+            keys, values = accounts.encode_rows(rows)
+            mark = journal.encode(self.mark(partition, self.positions))
+            outputs.append(
+                ColumnOutput(
+                    self._topics.accounts,
+                    partition,
+                    keys.appended(MARK_KEY),
+                    values.appended(mark),
+                    now_ms,
+                )
+            )
+        return outputs
+
+    def mark(self, partition: int, positions: Positions) -> Mark:
+        """What the partition's state stands for."""
+        return Mark(
+            journal.VERSION,
+            positions.inputs[partition],
+            self._labels_of(partition, positions),
+            positions.seen,
+            self.accounts[partition].clock.tolist(),
+            self.spec.id,
+            self.owner,
+        )
+
+    def journal(
+        self,
+        traces: Iterable[BatchTrace],
+        *,
+        read_ms: int,
+        now_ms: int,
+        model: str,
+        policy: str,
+        degraded: str,
+    ) -> list[ColumnOutput]:
+        """One record a batch."""
+        by_partition: dict[int, list[bytes]] = {}
+        for trace in traces:
+            record = JournalRecord(
+                journal.VERSION,
+                trace.offset_first,
+                trace.next_offset,
+                trace.labels,
+                trace.seen,
+                read_ms,
+                model,
+                policy,
+                degraded,
+                self.owner,
+                trace.contributions,
+            )
+            by_partition.setdefault(trace.partition, []).append(journal.encode(record))
+        return [
+            ColumnOutput(self._topics.journal, partition, None, ByteColumn.from_list(values), now_ms)
+            for partition, values in by_partition.items()
+        ]
+
+    def _labels_of(self, partition: int, positions: Positions) -> dict[int, int]:
+        ahead = self._labels_ahead.get(partition, {})
+        return {
+            number: max(positions.labels.get(number, 0), ahead.get(number, 0))
+            for number in positions.labels.keys() | ahead.keys()
+        }
+
+    @property
+    def account_count(self) -> int:
+        """Accounts of all partitions held."""
+        return sum(accounts.row_count for accounts in self.accounts.values())
+
+    @property
+    def late_total(self) -> int:
+        """Payments older than their partition's watermark, in the partitions held."""
+        return sum(accounts.late_total for accounts in self.accounts.values())
+
+
+def contributions_of(payments: Payments) -> bytes:
+    """What a batch says of terminals: n hashes (u64, little endian), then n event hours (i32)."""
+    hour = (payments.event_ms // HOUR_MS).astype("<i4")
+    return payments.terminal.astype("<u8", copy=False).tobytes() + hour.tobytes()
+
+
+def split_contributions(data: bytes) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
+    """(n,) terminal hashes and (n,) hours of `contributions_of`."""
+    count = len(data) // (_TERMINAL_BYTES + _HOUR_BYTES)
+    terminal = np.frombuffer(data, "<u8", count)
+    hour = np.frombuffer(data, "<i4", count, count * _TERMINAL_BYTES)
+    return terminal.astype(np.uint64, copy=False), hour.astype(np.int32, copy=False)
+
+
+def _has_room(rows: Rows, count: int) -> bool:
+    return rows.row_count + count <= rows.row_max
