@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weir.state.hashing import keyed_hash_columns, keyed_hash_list
@@ -25,6 +25,7 @@ def test_it_is_siphash_2_4() -> None:
     assert hashes.tolist() == list(VECTORS.values())
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=40), max_size=30), st.binary(min_size=16, max_size=16))
 def test_a_column_hashes_as_its_strings_alone(strings: list[bytes], key: bytes) -> None:
     hashes = keyed_hash_list(strings, key)
@@ -41,6 +42,7 @@ def test_a_string_outside_its_buffer_is_refused() -> None:
         keyed_hash_list([b"a"], b"short")
 
 
+@settings(deadline=None)
 @given(st.sets(st.integers(1, 2**64 - 1), max_size=200))
 def test_every_key_leads_to_its_row_and_no_other_to_any(keys: set[int]) -> None:
     """A full table and keys that differ only in bits that the slot's index ignores."""
