@@ -127,7 +127,7 @@ def _compile(condition: "Condition", column: dict[str, int]) -> _Test:
 
 def _is_one_of(column: NDArray[Any], values: Sequence[Any]) -> Mask:
     # A list in a rule is short: a comparison for each value costs a tenth of np.isin.
-    hit = column == values[0]
+    hit: Mask = column == values[0]
     for value in values[1:]:
         hit |= column == value
     return hit
