@@ -9,21 +9,25 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from tests.faults.bank import POISON_KEY, Bank, secrets
-from tests.faults.checker import Decided, History, Input, Letter, Place, Wire
+from tests.faults.checker import Batch, Decided, History, Input, Letter, Place, Row, Wire
+from tests.faults.recompute import entered, expected_logits, expected_rows
 from tests.support.cluster import ClusterWorker
 from tests.support.payments import decisions_reader, letters_reader
-from tests.support.scores import scored_here
 from weir.client.decisions import BadRecord
 from weir.codec.avro import RowCodec
 from weir.codec.framing import unframe
 from weir.codec.schemas import load_schema
 from weir.crypto.envelope import HEADER_NAME, RECORD_ID_BYTES
+from weir.crypto.keyring import Keyring
 from weir.errors import WeirError
+from weir.streams import journal
+from weir.streams.journal import JournalRecord, Mark
 
 READ_DEADLINE_S = 60.0
 _PAYMENTS = RowCodec(load_schema("transaction"))
-# What holds records of ours beside the two that an analyst opens; there are those that the settings name.
-_OTHER_TOPICS = ("risk_accounts", "risk_journal")
+TENANT = "default"
+# Of the changelog: where a partition's state stands in its input; no account has this key.
+MARK_KEY = bytes(8)
 
 
 class LiveReader:
@@ -58,9 +62,13 @@ async def collect(
     inputs = [_input(record) for record in await read(servers, topics.transactions, committed=True)]
     decisions = await _decisions(worker, unreadable)
     letters = await _letters(worker, unreadable)
+    known = entered(inputs, {each.source for each in letters})
+    changelog = await read(servers, topics.risk_accounts, committed=True)
+    async with await Keyring.connect(worker.keys.settings("risk-worker")) as keyring:
+        hash_key = (await keyring.pseudonymizer(TENANT)).hash_key
     lying = {
         topic: await read(servers, topic, committed=False)
-        for topic in (topics.decisions, topics.risk_dlq, *other_topics(worker))
+        for topic in (topics.decisions, topics.risk_dlq, topics.risk_accounts, topics.risk_journal)
     }
     return History(
         sent=bank.sent,
@@ -70,34 +78,19 @@ async def collect(
         decisions_uncommitted={place_of(each): record_id(each) for each in lying[topics.decisions]},
         seen_live=seen_live,
         committed=await committed_offsets(servers, str(worker.overrides.get("group", topics.transactions))),
-        expected_logits=expected_logits(inputs, bank, {each.source for each in letters}),
+        expected_logits=expected_logits(known, bank.records),
+        rows=[Row(place_of(each), each.key, each.value) for each in changelog if each.key != MARK_KEY],
+        expected_rows=expected_rows(known, bank.records, hash_key) if changelog else {},
+        marks={
+            partition: journal.decode(value, Mark, "").next_offset
+            for partition, value in {e.partition: e.value for e in changelog if e.key == MARK_KEY}.items()
+        },
+        journal=[_batch(each) for each in await read(servers, topics.risk_journal, committed=True)],
         wire=[Wire(topic, place_of(each), _bytes(each)) for topic in lying for each in lying[topic]],
         secrets=secrets(),
         unreadable=unreadable,
         letters_may_hold=letters_may_hold,
     )
-
-
-def other_topics(worker: ClusterWorker) -> list[str]:
-    """The topics of the worker's state, where it keeps any."""
-    names = worker.topics.model_dump()
-    return [str(names[field]) for field in _OTHER_TOPICS if field in names]
-
-
-def expected_logits(inputs: Sequence[Input], bank: Bank, set_aside: set[Place]) -> dict[Place, float]:
-    """The score of each payment on all before it of its partition, by the model in this process.
-
-    Dead letters never entered a window, so they are left out.
-    """
-    entered = [
-        each
-        for each in sorted(inputs, key=lambda e: e.place)
-        if each.decidable and each.place not in set_aside
-    ]
-    if not entered:
-        return {}
-    logits, _, _ = scored_here([bank.records[each.event_id] for each in entered])
-    return {each.place: float(logit) for each, logit in zip(entered, logits, strict=True)}
 
 
 async def committed_offsets(servers: str, group: str) -> dict[int, int]:
@@ -122,10 +115,11 @@ async def end_offsets(servers: str, topics: Sequence[str], *, committed: bool) -
 
 
 async def read(servers: str, topic: str, *, committed: bool) -> list[ConsumerRecord]:
-    """Every record of a topic as it lies there, by partition and offset."""
+    """Every record of a topic as it lies there, by partition and offset; none where there is no topic."""
     isolation = "read_committed" if committed else "read_uncommitted"
     async with AIOKafkaConsumer(bootstrap_servers=servers, isolation_level=isolation) as consumer:
-        ends = await consumer.end_offsets(await _assign_all(consumer, topic))
+        partitions = await _assign_all(consumer, topic)
+        ends = await consumer.end_offsets(partitions) if partitions else {}
         found: list[ConsumerRecord] = []
         async with asyncio.timeout(READ_DEADLINE_S):
             while any([await consumer.position(place) < end for place, end in ends.items()]):
@@ -187,6 +181,11 @@ def _input(record: ConsumerRecord) -> Input:
     return Input(place_of(record), str(payment["event_id"]), str(payment["account_id"]))
 
 
+def _batch(record: ConsumerRecord) -> Batch:
+    told = journal.decode(record.value, JournalRecord, "")
+    return Batch(place_of(record), told.offset_first, told.next_offset)
+
+
 def _bytes(record: ConsumerRecord) -> bytes:
     headers = b"".join(name.encode() + (value or b"") for name, value in record.headers)
     return (record.key or b"") + b"\0" + (record.value or b"") + b"\0" + headers
@@ -200,8 +199,9 @@ async def _partitions(consumer: AIOKafkaConsumer, topic: str) -> list[TopicParti
 
 async def _assign_all(consumer: AIOKafkaConsumer, topic: str) -> list[TopicPartition]:
     partitions = await _partitions(consumer, topic)
-    consumer.assign(partitions)
-    await consumer.seek_to_beginning(*partitions)
+    if partitions:
+        consumer.assign(partitions)
+        await consumer.seek_to_beginning(*partitions)
     return partitions
 
 

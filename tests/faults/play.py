@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +19,8 @@ from tests.support.cluster import Cluster, ClusterWorker
 PARTITIONS = 4
 RATE_PER_S = 250.0
 SESSION_S = 6
-READY_DEADLINE_S = 60.0
+# On a machine that never ran a worker its loops are compiled first.
+READY_DEADLINE_S = 150.0
 # After the last fault is over; what is not decided by then is found to be unseen.
 SETTLE_DEADLINE_S = 60.0
 _WATCH_S = 0.2
@@ -55,7 +56,9 @@ class Outcome:
             *(f"  note: {note}" for note in self.notes),
             f"  ended by themselves: {exits or 'none'}",
             f"  {len(self.history.inputs)} inputs, {len(self.history.decisions)} decisions, "
-            f"{self.degraded_count} degraded, {len(self.history.letters)} dead letters, {self.seconds:.1f} s",
+            f"{self.degraded_count} degraded, {len(self.history.letters)} dead letters, "
+            f"{len(self.history.rows)} changelog rows, {len(self.history.journal)} batches, "
+            f"{self.seconds:.1f} s",
             f"  {found}",
         ]
         return "\n".join(lines)
@@ -181,11 +184,19 @@ def guarantee(wanted: str) -> dict[str, str]:
     return {_GUARANTEE: wanted} if has_exactly_once() else {}
 
 
-async def play(cluster: Cluster, schedule: Schedule, **overrides: Any) -> Outcome:
-    """Run the schedule on topics of its own, with `overrides` of [risk]; what came of it."""
+async def play(
+    cluster: Cluster, schedule: Schedule, *, module: Sequence[str] = ("services.risk",), **overrides: Any
+) -> Outcome:
+    """Run the schedule on topics of its own, with `overrides` of [risk]; what came of it.
+
+    Args:
+        module: what each worker runs, with its arguments.
+    """
     settings = {"session_timeout_s": SESSION_S, "commit_interval_s": 0.3, **overrides}
     # The last is a spare, for the fault in which one joins.
-    with cluster.workers(schedule.worker_count + 1, partitions=PARTITIONS, **settings) as workers:
+    with cluster.workers(
+        schedule.worker_count + 1, partitions=PARTITIONS, module=module, **settings
+    ) as workers:
         outcome = await Play(cluster, schedule, workers).run()
         names = [str(name) for field, name in workers[0].topics.model_dump().items() if "." in str(name)]
         cluster.kafka.delete_topics(names)

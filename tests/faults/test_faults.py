@@ -18,6 +18,9 @@ RUNS = [
     pytest.param(each, id=each.name, marks=() if each.short else getattr(pytest.mark, LONG))
     for each in SCENARIOS
 ]
+needs_exactly_once = pytest.mark.xfail(
+    not has_exactly_once(), reason="the worker has no exactly-once processing yet", run=False, strict=True
+)
 ClusterOf = Callable[[int], Cluster]
 
 
@@ -33,9 +36,7 @@ def again(outcome: Outcome, name: str) -> str:
     return f"{outcome}\n  again: {command}"
 
 
-@pytest.mark.xfail(
-    not has_exactly_once(), reason="the worker has no exactly-once processing yet", run=False, strict=True
-)
+@needs_exactly_once
 @pytest.mark.parametrize("scenario", RUNS)
 async def test_each_payment_is_decided_once_in_order_and_on_its_true_history_through(
     scenario: Scenario, cluster_of: ClusterOf, fault_seed: int | None
@@ -66,6 +67,31 @@ async def test_at_least_once_decides_each_payment_though_some_again_under_the_sa
     for each in outcome.history.decisions:
         ids.setdefault(each.event_id, set()).add(each.record_id)
     assert all(len(found) == 1 for found in ids.values()), message
+
+
+BROKEN = [
+    pytest.param("commit_before_send", Kind.WORKER_KILLED, Anomaly.LOST_WRITE, id="commit_before_send"),
+    pytest.param("offsets_outside", Kind.WORKER_KILLED, Anomaly.DUPLICATE, id="offsets_outside"),
+    pytest.param("no_fencing", Kind.WORKER_CUT_OFF, Anomaly.DUPLICATE, id="no_fencing"),
+]
+
+
+@needs_exactly_once
+@getattr(pytest.mark, LONG)
+@pytest.mark.parametrize(("way", "fault", "expected"), BROKEN)
+async def test_a_delivery_that_is_broken_on_purpose_is_found_out(
+    way: str, fault: Kind, expected: Anomaly, cluster_of: ClusterOf
+) -> None:
+    """The same worker with one step of its delivery in the wrong place, and a fault that tells."""
+    schedule = Schedule.from_seed(1, faults=(fault,), seconds=7.0)
+    outcome = await play(
+        cluster_of(1),
+        schedule,
+        module=("tests.faults.broken", way),
+        **guarantee(EXACTLY_ONCE),
+    )
+    print(outcome)
+    assert expected in outcome.anomalies, outcome
 
 
 def test_every_fault_befalls_a_run_of_make_faults() -> None:
