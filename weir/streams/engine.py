@@ -275,6 +275,9 @@ class Engine:
     async def _restore(self, place: Place) -> None:
         committed = (await self._until_answered(lambda: self._delivery.committed([place])))[place]
         offset = await self._until_answered(lambda: self._processor.restore(place, committed.offset))
+        if self._restoring.get(place) is not asyncio.current_task():
+            # Lost meanwhile. aiokafka's `close` swallows a cancellation that finds it waiting for its own task.
+            return
         # No pause between these: a move sees the partition on its way, or here.
         self._ready.add(place)
         del self._restoring[place]
