@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from functools import cache
 
 # Raise it whenever a feature's value changes for the same events: a model says which it was trained on.
 CODE_VERSION = 2
@@ -73,10 +74,14 @@ class FeatureSpec:
     @property
     def id(self) -> str:
         """12 hex digits that change with any name, order, window or setting: what a model is bound to."""
-        text = json.dumps(
-            {"code": CODE_VERSION, "features": FEATURES, "settings": asdict(self)}, sort_keys=True
-        )
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return _id_of(self)
+
+
+@cache
+def _id_of(spec: FeatureSpec) -> str:
+    # Every mark of a partition's state bears it: as text and hash it would cost more than the mark.
+    text = json.dumps({"code": CODE_VERSION, "features": FEATURES, "settings": asdict(spec)}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 DEFAULT = FeatureSpec()

@@ -9,6 +9,7 @@ https://protobuf.dev/programming-guides/encoding/ (fields may come in any order)
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -95,19 +96,30 @@ def read_response(data: bytes) -> tuple[str, dict[str, NDArray[Any]]]:
         else:
             rest.append(data[begun : position + length])
         position += length
-    try:
-        response = pb.ModelInferResponse.FromString(b"".join(rest))
-    except ValueError as error:  # protobuf's DecodeError is one
-        raise Malformed("its names and shapes cannot be read") from error
-    if len(tensors) != len(response.outputs):
-        raise Malformed(f"{len(response.outputs)} outputs, {len(tensors)} of them with raw bytes")
-    return response.model_version, {
-        output.name: _view(data, offset, length, output.name, output.datatype, list(output.shape))
-        for output, (offset, length) in zip(response.outputs, tensors, strict=True)
+    version, outputs = _described(b"".join(rest))
+    if len(tensors) != len(outputs):
+        raise Malformed(f"{len(outputs)} outputs, {len(tensors)} of them with raw bytes")
+    return version, {
+        name: _view(data, offset, length, name, datatype, shape)
+        for (name, datatype, shape), (offset, length) in zip(outputs, tensors, strict=True)
     }
 
 
-def _view(data: bytes, offset: int, length: int, name: str, datatype: str, shape: list[int]) -> NDArray[Any]:
+@lru_cache(maxsize=1024)
+def _described(rest: bytes) -> tuple[str, tuple[tuple[str, str, tuple[int, ...]], ...]]:
+    """The model's version, and each output's name, type and shape: the same bytes for as many rows."""
+    try:
+        response = pb.ModelInferResponse.FromString(rest)
+    except ValueError as error:  # protobuf's DecodeError is one
+        raise Malformed("its names and shapes cannot be read") from error
+    return response.model_version, tuple(
+        (output.name, output.datatype, tuple(output.shape)) for output in response.outputs
+    )
+
+
+def _view(
+    data: bytes, offset: int, length: int, name: str, datatype: str, shape: tuple[int, ...]
+) -> NDArray[Any]:
     dtype = DTYPES.get(datatype)
     if dtype is None:
         raise Malformed(f"output {name} is {datatype}, which is not a plain number")
@@ -115,7 +127,7 @@ def _view(data: bytes, offset: int, length: int, name: str, datatype: str, shape
     for size in shape:
         count *= size
     if any(size < 0 for size in shape) or count * dtype.itemsize != length:
-        raise Malformed(f"output {name} has {length} bytes for shape {shape} of {datatype}")
+        raise Malformed(f"output {name} has {length} bytes for shape {list(shape)} of {datatype}")
     return np.frombuffer(data, dtype, count, offset).reshape(shape)
 
 
