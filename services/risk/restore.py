@@ -79,7 +79,7 @@ class Restoring:
     async def __call__(self, partition: int, committed: int | None) -> Restored:
         """The partition as of the group's committed offset."""
         begun_s = time.monotonic()
-        accounts, mark, row_count = await self._from_changelog(partition)
+        accounts, mark, row_count = await self._from_whole_changelog(partition)
         if mark is not None:
             await self._take_over(mark.owner)
         source: RestoreSource = "changelog"
@@ -117,6 +117,15 @@ class Restoring:
         return True
 
     # -- snapshot and changelog ----------------------------------------------------------------------------
+
+    async def _from_whole_changelog(self, partition: int) -> tuple[Accounts, Mark | None, int]:
+        """As `_from_changelog`; of a changelog with a damaged record nothing, so that the input is read."""
+        try:
+            return await self._from_changelog(partition)
+        except IntegrityError as error:
+            self._metrics.damaged("changelog")
+            log.error("changelog_damaged", partition=partition, error=str(error))
+            return self._state.new_accounts(), None, 0
 
     async def _from_changelog(self, partition: int) -> tuple[Accounts, Mark | None, int]:
         topic = self._topics.risk_accounts

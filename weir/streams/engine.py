@@ -276,7 +276,7 @@ class Engine:
         committed = (await self._until_answered(lambda: self._delivery.committed([place])))[place]
         offset = await self._until_answered(lambda: self._processor.restore(place, committed.offset))
         if self._restoring.get(place) is not asyncio.current_task():
-            # Lost meanwhile. aiokafka's `close` swallows a cancellation that finds it waiting for its own task.
+            # Lost meanwhile: aiokafka's `close` swallows a cancellation that comes while it waits itself.
             return
         # No pause between these: a move sees the partition on its way, or here.
         self._ready.add(place)
