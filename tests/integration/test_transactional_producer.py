@@ -4,15 +4,16 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 
 import numpy as np
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from pydantic import SecretStr
 
-from infra.local.kafka import KafkaSecurity, KafkaServer
-from tests.support.servers import KafkaUnderTest, running_server
+from infra.local.kafka import KafkaNode, KafkaSecurity, KafkaServer, new_cluster_id
+from infra.local.ports import free_port
+from tests.support.servers import READY_WITHIN_S, KafkaUnderTest, running_server
 from weir.client.connection import TopicDenied, TopicMissing
 from weir.columns import ByteColumn
 from weir.config import KafkaSettings
@@ -543,6 +544,66 @@ async def test_no_broker_is_one_line_and_can_be_tried_again(own_kafka):
     await asyncio.to_thread(own_kafka.wait_ready, 90)
     await producer.start()
     await producer.stop()
+
+
+@pytest.fixture(scope="module")
+def three_brokers(tmp_path_factory):
+    """A cluster that goes on with two."""
+    folder, cluster_id = tmp_path_factory.mktemp("three"), new_cluster_id()
+    voters = {number: free_port() for number in (1, 2, 3)}
+    brokers = [
+        KafkaServer(
+            folder / f"{number}",
+            folder / f"{number}.log",
+            controller_port=port,
+            heap_mb=256,
+            node=KafkaNode(number, 3, cluster_id, voters),
+        )
+        for number, port in voters.items()
+    ]
+    with ExitStack() as stack:
+        for broker in brokers:
+            broker.start()
+            stack.callback(broker.stop)
+        for broker in brokers:
+            broker.wait_ready(READY_WITHIN_S)
+        yield brokers
+
+
+async def test_leaders_and_coordinators_move_in_the_middle(three_brokers, version):
+    """Each broker is killed once, so that one of them coordinates: nothing is lost, nothing there twice."""
+    from confluent_kafka.admin import AdminClient, NewTopic
+
+    servers = ",".join(broker.bootstrap_servers for broker in three_brokers)
+    settings, topic = KafkaSettings(bootstrap_servers=servers), unique("moved")
+    new = NewTopic(topic, num_partitions=6, replication_factor=3)
+    admin = AdminClient({"bootstrap.servers": servers})
+    admin.create_topics([new])[topic].result(30)
+    source, group, turn = topic, unique("group"), 0
+    async with producing(settings, version, timeout_ms=60_000, deadline_s=60) as producer:
+
+        async def transact() -> None:
+            nonlocal turn
+            await asyncio.gather(
+                producer.produce([output(topic, at, b"%d" % turn) for at in range(6)]),
+                producer.send_offsets(GroupMember(group, -1, ""), {(source, 0): (turn + 1, "")}),
+            )
+            await producer.commit()
+            turn += 1
+
+        for broker in three_brokers:
+            for _ in range(5):
+                await transact()
+            under_way = asyncio.ensure_future(transact())
+            broker.kill()
+            await under_way
+            for _ in range(5):
+                await transact()
+            broker.start()
+            await asyncio.to_thread(broker.wait_ready, READY_WITHIN_S)
+        await transact()
+    assert await read_committed(settings, topic, 6) == [[b"%d" % each for each in range(turn)]] * 6
+    assert await stable_offsets(settings, group, [(source, 0)]) == {(source, 0): (turn, "")}
 
 
 PASSWORD = "right-horse-7"
