@@ -84,7 +84,7 @@ def test_growth_moves_no_row() -> None:
     """The views that kernels hold stay those of the same memory."""
     accounts = Accounts(rows_max=100_000, rows_start=1)
     at = accounts.rows.table.u8.ctypes.data
-    accounts.rows.put(np.ones((1, 512), np.uint8))
+    accounts.rows.put(np.ones((1, 512), np.uint8), 0)
     accounts.rows.reserve(100_000)
     assert accounts.rows.table.u8.ctypes.data == at
     assert accounts.rows.find(np.array([0x0101010101010101], np.uint64)).tolist() == [0]

@@ -117,7 +117,7 @@ def test_changed_rows_are_those_that_changed(stream: list[tuple], steps: int) ->
             old = before[since]
             changed = [row for row, each in enumerate(now) if row >= len(old) or old[row] != each]
             got = pair.accounts.changed_rows(since).tolist()
-            assert got == sorted(set(got))
+            assert len(got) == len(set(got))
             # A second payment may put back what was there (a saturated count); it is still written.
             assert set(changed) <= set(got)
             assert set(got) <= {int(row) for row in range(len(now))}

@@ -19,18 +19,16 @@ from weir.features._layout import (
     A_HOUR_SUM_F32,
     A_NEWEST_I64,
     A_STAMP_U32,
-    ACCOUNTS_LOG_FULL,
     CLOCK_MAX_MS,
     DAY_MS,
     DAYS,
-    DONE,
     HOUR_MS,
     HOURS,
     U16_MAX,
 )
 from weir.state.jit import kernel, part
 from weir.state.table import find, insert
-from weir.state.undo import GENERATION, KEPT, ROWS, keep
+from weir.state.undo import GENERATION, ROWS
 
 _IDLE_MAX_S = float(DAYS * 86_400)
 
@@ -42,9 +40,7 @@ def account_floor(max_ms, ring):
 
 
 @part
-def reach_account(
-    control, slots, u64, i64, i32, u32, f32, u16, u8, log_rows, log_words, row, key, hour, floor, ring
-):
+def reach_account(control, slots, u64, i64, i32, u32, f32, u16, u8, row, key, hour, floor, ring):
     """The account's row, ready for an event of `hour`: added if `row` is -1, new if it expired, or rolled."""
     if row < 0:
         row = control[ROWS]
@@ -56,7 +52,6 @@ def reach_account(
         i32[row, A_HOUR_I32] = hour
         i32[row, A_FIRST_I32] = hour
         return row
-    keep(control, u32, A_STAMP_U32, u64, log_rows, log_words, row)
     newest = np.int64(i32[row, A_HOUR_I32])
     if newest < floor:
         for item in range(A_HOUR_SUM_F32, f32.shape[1]):
@@ -172,28 +167,22 @@ def enter_account(i64, i32, f32, u16, row, x, now, hour):
 
 
 @kernel
-def learn_accounts(start, account, event_ms, is_fraud, ring, clock, table):
-    """Count each fraud from `start` on at its payment's day; where and why it stopped, how many it counted.
+def learn_accounts(account, event_ms, is_fraud, ring, clock, table):
+    """Count each fraud at the day of its payment; how many were counted.
 
     An account that is not held, or expired, or has not come to that day, learns nothing.
     """
-    control, slots, u64, _, i32, u32, _, _, u8, log_rows, log_words = table
+    slots, i32, u8 = table[1], table[4], table[8]
     floor = account_floor(clock[CLOCK_MAX_MS], ring)
     learnt = 0
-    for index in range(start, account.size):
-        if not is_fraud[index]:
-            continue
-        row = find(slots, account[index])
+    for index in range(account.size):
+        row = find(slots, account[index]) if is_fraud[index] else -1
         if row < 0:
             continue
         newest = np.int64(i32[row, A_HOUR_I32])
         day = event_ms[index] // HOUR_MS // HOURS
-        if newest < floor or not newest // HOURS - ring < day <= newest // HOURS:
-            continue
-        if control[GENERATION] != 0 and control[KEPT] >= log_rows.size:
-            return index, ACCOUNTS_LOG_FULL, learnt
-        keep(control, u32, A_STAMP_U32, u64, log_rows, log_words, row)
-        learnt += 1
-        if u8[row, A_FRAUD_U8 + day % ring] < 255:
-            u8[row, A_FRAUD_U8 + day % ring] += 1
-    return account.size, DONE, learnt
+        if newest >= floor and newest // HOURS - ring < day <= newest // HOURS:
+            learnt += 1
+            if u8[row, A_FRAUD_U8 + day % ring] < 255:
+                u8[row, A_FRAUD_U8 + day % ring] += 1
+    return learnt

@@ -47,6 +47,7 @@ _COUNT_SHIFT = 4
 _COUNT_MAX = 15
 _FRAUDS = 1 << 30
 _24 = 1 << 24
+_24_BITS = _24 - 1
 _MANTISSA = 0x7FFFFF
 _SIGN = np.uint32(0x80000000)
 
@@ -98,7 +99,7 @@ def _decoder(delay_days: int) -> Decoder:
 def _put(buffer, at, value, count):
     """The low `count` bytes of an integer."""
     for byte in range(count):
-        buffer[at + byte] = np.uint8((value >> np.int64(8 * byte)) & np.int64(0xFF))
+        buffer[np.uint64(at + byte)] = np.uint8((value >> np.int64(8 * byte)) & np.int64(0xFF))
     return at + count
 
 
@@ -118,12 +119,18 @@ def _zigzag(value):
 
 
 @part
+def _unit_bits(value):
+    """Of the nearest whole number of ten-thousandths, as a bucket's sum is kept."""
+    return np.float32(np.rint(value * 10_000.0) / 10_000.0).view(np.uint32)
+
+
+@part
 def _least_bits(total, count):
     """Of the least sum of squares that so many amounts of this sum can have."""
     return np.float32(total * total / np.float64(max(count, 1))).view(np.uint32)
 
 
-@kernel
+@part
 def _put_bucket(buffer, at, count, total, squares, has_squares):
     """A bucket of a count and of one or two sums, as their bits; where it ends."""
     count = np.int64(count)
@@ -136,7 +143,6 @@ def _put_bucket(buffer, at, count, total, squares, has_squares):
         at = _put(buffer, at, count, 2)
     value = np.float64(np.uint32(total).view(np.float32))
     cents = np.rint(value * 100.0)
-    units = np.rint(value * 10_000.0)
     # Minus zero has bits of its own, which no whole number of cents has.
     if total < _SIGN and cents < _24 and np.float32(cents / 100.0).view(np.uint32) == total:
         value = cents / 100.0
@@ -145,7 +151,8 @@ def _put_bucket(buffer, at, count, total, squares, has_squares):
         else:
             control |= _CENTS_24
             at = _put(buffer, at, np.int64(cents), 3)
-    elif total < _SIGN and units < _24 and np.float32(units / 10_000.0).view(np.uint32) == total:
+    elif total < _SIGN and value * 10_000.0 < _24 - 1 and _unit_bits(value) == total:
+        units = np.rint(value * 10_000.0)
         value = units / 10_000.0
         control |= _UNITS_24
         at = _put(buffer, at, np.int64(units), 3)
@@ -160,7 +167,7 @@ def _put_bucket(buffer, at, count, total, squares, has_squares):
         else:
             control |= _FULL << 2
             at = _put(buffer, at, np.int64(squares), 4)
-    buffer[control_at] = np.uint8(control)
+    buffer[np.uint64(control_at)] = np.uint8(control)
     return at
 
 
@@ -214,14 +221,14 @@ def _encode(u64, u32, u16, u8, rows, ring, tag, tables, buffer, start, length):
 
 
 @part
-def _take(buffer, at, stop, count):
-    """An integer of `count` bytes and where it ends; past `stop` if it is cut short."""
-    value = np.int64(0)
-    if at + count > stop:
-        return value, stop + 1
-    for byte in range(count):
-        value |= np.int64(buffer[at + byte]) << np.int64(8 * byte)
-    return value, at + count
+def _word(buffer, at):
+    """The four bytes at `at`; `RowFormat` sees to it that there are as many, whatever a body says."""
+    return (
+        np.int64(buffer[np.uint64(at)])
+        | np.int64(buffer[np.uint64(at + 1)]) << np.int64(8)
+        | np.int64(buffer[np.uint64(at + 2)]) << np.int64(16)
+        | np.int64(buffer[np.uint64(at + 3)]) << np.int64(24)
+    )
 
 
 @part
@@ -243,35 +250,41 @@ def _unzigzag(value):
     return np.int64(value >> np.uint64(1)) ^ -np.int64(value & np.uint64(1))
 
 
-@kernel
+@part
 def _take_bucket(buffer, at, stop, has_squares):
     """Count, the sums as their bits, and where the bucket ends; past `stop` if it is malformed."""
-    control, at = _take(buffer, at, stop, 1)
+    control = np.int64(buffer[np.uint64(at)])
+    at += 1
     count = control >> _COUNT_SHIFT
     if count == 0:
-        count, at = _take(buffer, at, stop, 2)
+        count = _word(buffer, at) & 0xFFFF
+        at += 2
     how = control & 3
-    number, at = _take(buffer, at, stop, 2 if how == _CENTS_16 else (4 if how == _RAW else 3))
+    number = _word(buffer, at)
     if how == _RAW:
         value = np.float64(np.uint32(number).view(np.float32))
         total = np.uint32(number)
-    else:
-        value = number / 10_000.0 if how == _UNITS_24 else number / 100.0
+        at += 4
+    elif how == _UNITS_24:
+        value = (number & _24_BITS) / 10_000.0
         total = np.float32(value).view(np.uint32)
+        at += 3
+    else:
+        value = (number & (0xFFFF if how == _CENTS_16 else _24_BITS)) / 100.0
+        total = np.float32(value).view(np.uint32)
+        at += 2 if how == _CENTS_16 else 3
     how = (control >> 2) & 3
     squares = np.uint32(0)
-    if has_squares:
-        if how == _FROM_SUM:
-            squares = np.float32(value * value).view(np.uint32)
-        elif how == _NEAR:
-            number, at = _take(buffer, at, stop, 3)
-            least = np.int64(_least_bits(value, count) >> np.uint32(23))
-            squares = np.uint32(((least + (number >> 23)) << 23) | (number & _MANTISSA))
-        elif how == _FULL:
-            number, at = _take(buffer, at, stop, 4)
-            squares = np.uint32(number)
-        else:
-            at = stop + 1
+    if has_squares and how == _FROM_SUM:
+        squares = np.float32(value * value).view(np.uint32)
+    elif has_squares and how == _NEAR:
+        number = _word(buffer, at)
+        least = np.int64(_least_bits(value, count) >> np.uint32(23))
+        squares = np.uint32(((least + ((number >> 23) & 1)) << 23) | (number & _MANTISSA))
+        at += 3
+    elif has_squares and how == _FULL:
+        squares = np.uint32(_word(buffer, at))
+        at += 4
     elif how != 0:
         at = stop + 1
     return count, total, squares, at
@@ -291,23 +304,28 @@ def _decode(buffer, start, length, which, ring, u64, u32, u16, u8, found):
         u64[row, A_NEWEST_I64] = np.uint64(hour * HOUR_MS + _unzigzag(value))
         value, at = _take_varint(buffer, at, stop)
         u32[row, A_FIRST_I32] = np.uint32(np.int32(hour - _unzigzag(value)))
-        hours, at = _take(buffer, at, stop, 3)
-        days, at = _take(buffer, at, stop, 4)
+        if at + 7 > stop:
+            found[index] = BAD_BODY
+            continue
+        hours = _word(buffer, at) & _24_BITS
+        days = _word(buffer, at + 3)
+        at += 7
         for slot in range(HOURS):
-            if hours >> slot & 1 and at <= stop:
+            if hours >> slot & 1 and at < stop:
                 count, total, _, at = _take_bucket(buffer, at, stop, False)
                 u16[row, A_HOUR_COUNT_U16 + slot] = count
                 u32[row, A_HOUR_SUM_F32 + slot] = total
         for slot in range(DAYS):
-            if days >> slot & 1 and at <= stop:
+            if days >> slot & 1 and at < stop:
                 count, total, squares, at = _take_bucket(buffer, at, stop, True)
                 u16[row, A_DAY_COUNT_U16 + slot] = count
                 u32[row, A_DAY_SUM_F32 + slot] = total
                 u32[row, A_DAY_SQUARE_F32 + slot] = squares
         if days & _FRAUDS:
-            frauds, at = _take(buffer, at, stop, (ring + 7) // 8)
+            frauds_at = at
+            at += (ring + 7) // 8
             for slot in range(ring):
-                if frauds >> slot & 1 and at <= stop:
-                    count, at = _take(buffer, at, stop, 1)
-                    u8[row, A_FRAUD_U8 + slot] = count
+                if at < stop and buffer[frauds_at + slot // 8] >> (slot % 8) & 1:
+                    u8[row, A_FRAUD_U8 + slot] = buffer[at]
+                    at += 1
         found[index] = GOOD if at == stop and days >> 31 == 0 else BAD_BODY

@@ -6,7 +6,6 @@ import numpy as np
 from weir.features._account_kernels import account_features, account_floor, enter_account, reach_account
 from weir.features._layout import (
     ACCOUNTS_FULL,
-    ACCOUNTS_LOG_FULL,
     CLOCK_LATE,
     CLOCK_MAX_HOUR,
     CLOCK_MAX_MS,
@@ -20,13 +19,12 @@ from weir.features._layout import (
     SET_NIGHT_START,
     SET_OFFSET_MS,
     TERMINALS_FULL,
-    TERMINALS_LOG_FULL,
 )
 from weir.features._terminal_kernels import enter_terminal, reach_terminal, terminal_features, terminal_floor
 from weir.state.jit import kernel, part
 from weir.state.prefetch import prefetch_row
 from weir.state.table import find, prefetch_slot
-from weir.state.undo import CAPACITY, GENERATION, KEPT, ROWS
+from weir.state.undo import CAPACITY, ROWS
 
 # Events between asking for an entity's memory and using it.
 _AHEAD = 8
@@ -58,10 +56,10 @@ def observe_rows(
 ):
     """Decide what each row from `start` on has for features, then let it enter; where and why it stopped.
 
-    A row at which it stopped has not been touched.
+    Of a row at which it stopped only its time has been seen.
     """
-    a_control, a_slots, a_u64, a_i64, a_i32, a_u32, a_f32, a_u16, a_u8, a_log_rows, a_log_words = a_table
-    t_control, t_slots, t_u64, _, t_i32, t_u32, _, t_u16, t_u8, t_log_rows, t_log_words = t_table
+    a_control, a_slots, a_u64, a_i64, a_i32, a_u32, a_f32, a_u16, a_u8, _, _ = a_table
+    t_control, t_slots, t_u64, _, t_i32, t_u32, _, t_u16, t_u8, _, _ = t_table
     delay = setting[SET_DELAY]
     ring = delay + DAYS + 1
     a_floor = account_floor(a_clock[CLOCK_MAX_MS], ring)
@@ -78,33 +76,29 @@ def observe_rows(
             t_row = find(t_slots, terminal[index + _AHEAD])
             if t_row >= 0:
                 prefetch_row(t_u8, t_row)
+        now = event_ms[index]
+        hour = now // HOUR_MS
+        # The clocks first: they say what may be forgotten where there is no room.
+        if now > a_clock[CLOCK_MAX_MS]:
+            a_clock[CLOCK_MAX_MS] = now
+            a_floor = account_floor(now, ring)
+        if hour > t_clock[CLOCK_MAX_HOUR]:
+            t_clock[CLOCK_MAX_HOUR] = hour
+            t_floor = terminal_floor(hour, ring)
         a_row = find(a_slots, account[index])
         t_row = find(t_slots, terminal[index])
         if a_row < 0 and a_control[ROWS] >= a_control[CAPACITY]:
             return index, ACCOUNTS_FULL
         if t_row < 0 and t_control[ROWS] >= t_control[CAPACITY]:
             return index, TERMINALS_FULL
-        if a_control[GENERATION] != 0 and a_control[KEPT] >= a_log_rows.size:
-            return index, ACCOUNTS_LOG_FULL
-        if t_control[GENERATION] != 0 and t_control[KEPT] >= t_log_rows.size:
-            return index, TERMINALS_LOG_FULL
-
-        now = event_ms[index]
-        hour = now // HOUR_MS
-        if now > a_clock[CLOCK_MAX_MS]:
-            a_clock[CLOCK_MAX_MS] = now
-            a_floor = account_floor(now, ring)
-        elif now < a_clock[CLOCK_MAX_MS] - setting[SET_LATENESS_MS]:
+        if now < a_clock[CLOCK_MAX_MS] - setting[SET_LATENESS_MS]:
             a_clock[CLOCK_LATE] += 1
-        if hour > t_clock[CLOCK_MAX_HOUR]:
-            t_clock[CLOCK_MAX_HOUR] = hour
-            t_floor = terminal_floor(hour, ring)
         a_row = reach_account(
-            a_control, a_slots, a_u64, a_i64, a_i32, a_u32, a_f32, a_u16, a_u8, a_log_rows, a_log_words,
+            a_control, a_slots, a_u64, a_i64, a_i32, a_u32, a_f32, a_u16, a_u8,
             a_row, account[index], hour, a_floor, ring,
         )  # fmt: skip
         t_row = reach_terminal(
-            t_control, t_slots, t_u64, t_i32, t_u32, t_u16, t_log_rows, t_log_words,
+            t_control, t_slots, t_u64, t_i32, t_u32, t_u16,
             t_row, terminal[index], hour, t_floor, ring,
         )  # fmt: skip
 

@@ -20,14 +20,13 @@ from weir.features._layout import (
     T_HOUR_I32,
     T_STAMP_U32,
     TERMINALS_FULL,
-    TERMINALS_LOG_FULL,
     U16_MAX,
     U32_MAX,
 )
 from weir.state.jit import kernel, part
 from weir.state.prefetch import prefetch_row
 from weir.state.table import find, insert, prefetch_slot
-from weir.state.undo import CAPACITY, GENERATION, KEPT, ROWS, keep
+from weir.state.undo import CAPACITY, GENERATION, ROWS
 
 # Contributions between asking for a terminal's memory and using it.
 _AHEAD = 8
@@ -40,7 +39,7 @@ def terminal_floor(max_hour, ring):
 
 
 @part
-def reach_terminal(control, slots, u64, i32, u32, u16, log_rows, log_words, row, key, hour, floor, ring):
+def reach_terminal(control, slots, u64, i32, u32, u16, row, key, hour, floor, ring):
     """The terminal's row, ready for an event of `hour`: added if `row` is -1, rolled, empty before floor."""
     if row < 0:
         row = control[ROWS]
@@ -50,7 +49,6 @@ def reach_terminal(control, slots, u64, i32, u32, u16, log_rows, log_words, row,
         u32[row, T_STAMP_U32] = control[GENERATION]
         i32[row, T_HOUR_I32] = hour
         return row
-    keep(control, u32, T_STAMP_U32, u64, log_rows, log_words, row)
     newest = np.int64(i32[row, T_HOUR_I32])
     if newest < floor:
         for item in range(T_HOUR_COUNT_U32, u32.shape[1]):
@@ -136,7 +134,7 @@ def enter_terminal(i32, u32, row, hour, floor, ring):
 @kernel
 def enter_terminals(start, terminal, hours, ring, clock, table):
     """Let payments from `start` on enter without deciding on them; where and why it stopped."""
-    control, slots, u64, _, i32, u32, _, u16, u8, log_rows, log_words = table
+    control, slots, u64, _, i32, u32, _, u16, u8, _, _ = table
     floor = terminal_floor(clock[CLOCK_MAX_HOUR], ring)
     for index in range(start, terminal.size):
         if index + 2 * _AHEAD < terminal.size:
@@ -154,11 +152,7 @@ def enter_terminals(start, terminal, hours, ring, clock, table):
         row = find(slots, terminal[index])
         if row < 0 and control[ROWS] >= control[CAPACITY]:
             return index, TERMINALS_FULL
-        if control[GENERATION] != 0 and control[KEPT] >= log_rows.size:
-            return index, TERMINALS_LOG_FULL
-        row = reach_terminal(
-            control, slots, u64, i32, u32, u16, log_rows, log_words, row, terminal[index], hour, floor, ring
-        )
+        row = reach_terminal(control, slots, u64, i32, u32, u16, row, terminal[index], hour, floor, ring)
         enter_terminal(i32, u32, row, hour, floor, ring)
     return terminal.size, DONE
 
@@ -169,7 +163,7 @@ def learn_terminals(start, terminal, event_ms, is_fraud, ring, clock, table):
 
     A terminal that is not held gets a row, and a day that it has not come to begins: the label came first.
     """
-    control, slots, u64, _, i32, u32, _, u16, _, log_rows, log_words = table
+    control, slots, u64, _, i32, u32, _, u16, _, _, _ = table
     floor = terminal_floor(clock[CLOCK_MAX_HOUR], ring)
     fraud_at = 2 * (T_DAY_COUNT_U32 + ring)
     learnt = 0
@@ -180,11 +174,7 @@ def learn_terminals(start, terminal, event_ms, is_fraud, ring, clock, table):
         row = find(slots, terminal[index])
         if row < 0 and control[ROWS] >= control[CAPACITY]:
             return index, TERMINALS_FULL, learnt
-        if control[GENERATION] != 0 and control[KEPT] >= log_rows.size:
-            return index, TERMINALS_LOG_FULL, learnt
-        row = reach_terminal(
-            control, slots, u64, i32, u32, u16, log_rows, log_words, row, terminal[index], hour, floor, ring
-        )
+        row = reach_terminal(control, slots, u64, i32, u32, u16, row, terminal[index], hour, floor, ring)
         day = hour // HOURS
         if day > np.int64(i32[row, T_HOUR_I32]) // HOURS - ring:
             learnt += 1

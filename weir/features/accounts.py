@@ -101,11 +101,10 @@ class Accounts:
 
         It acts once that day is `label_delay_days` past. The accounts of other partitions are passed over.
         """
-        at = learnt = 0
-        while at < labels.row_count:
-            with self.rows.lock:
-                at, why, count = learn_accounts(
-                    at,
+        self.rows.keep(labels.account[labels.is_fraud])
+        with self.rows.lock:
+            return int(
+                learn_accounts(
                     labels.account,
                     labels.event_ms,
                     labels.is_fraud,
@@ -113,12 +112,10 @@ class Accounts:
                     self.clock,
                     self.rows.table,
                 )
-            learnt += count
-            self.make_way(why)
-        return learnt
+            )
 
     def changed_rows(self, epoch: int) -> NDArray[np.int64]:
-        """Distinct rows changed or added since `epoch` began, ascending.
+        """Distinct rows changed or added since `epoch` began.
 
         Raises:
             OutOfEpoch: it has not begun, or is released.
@@ -137,11 +134,12 @@ class Accounts:
     def restore_rows(self, keys: Sequence[bytes | None], values: Sequence[bytes | None]) -> int:
         """Take a changelog's records over in their order, a null forgetting its account; values taken over.
 
-        The clock is at least the newest event time that the rows tell.
+        The clock is at least the newest event time that the rows tell. Accounts that no window can see any
+        more give way when there is no room.
 
         Raises:
             RowDamaged: the first record that is no whole row of this spec; some before it are taken over.
-            StateFull: more accounts than `rows_max`. OutOfEpoch: a change is outstanding.
+            StateFull: more live accounts than `rows_max`. OutOfEpoch: a change is outstanding.
         """
         restored = 0
         for at in range(0, len(keys), _BATCH_ROWS):
@@ -171,16 +169,13 @@ class Accounts:
         """Changes of epochs up to `epoch` are committed and will not be undone."""
         self.rows.release(epoch)
 
-    def make_way(self, why: int) -> None:
-        """Let a kernel that stopped for this table go on.
+    def make_room(self) -> None:
+        """Room for one more account.
 
         Raises:
             StateFull: every row is taken, and none may be forgotten.
         """
-        if why == layout.ACCOUNTS_FULL:
-            self.rows.make_room(self.floor_hour())
-        elif why == layout.ACCOUNTS_LOG_FULL:
-            self.rows.add_log_segment()
+        self.rows.make_room(self.floor_hour())
 
     def floor_hour(self) -> int:
         """Accounts whose newest hour is before this one are new again when they come."""
@@ -229,18 +224,20 @@ class Accounts:
 
         Raises:
             IntegrityError: a byte differs, the file ends early, or it was made for another feature spec.
-            MissingPart: there is no such file. StateFull: it holds more than `rows_max` accounts.
+            MissingPart: there is no such file. StateFull: it holds more than `rows_max` live accounts.
         """
         accounts = cls(spec, rows_max=rows_max, rows_start=rows_start)
         with snapshot.Reader(path) as reader:
             saved = Saved(reader, _KIND, spec)
             accounts.rows.reserve(saved.row_count)
+            row_count = 0
             for keys, values in _unframed(reader.frames(), saved):
                 try:
                     accounts._put(accounts.format.decode(keys, values))
                 except RowDamaged as error:
                     raise saved.broken(error.why) from error
-            about = saved.finish(accounts.row_count, accounts.clock)
+                row_count += len(keys)
+            about = saved.finish(row_count, accounts.clock)
         return accounts, about
 
     def _encode(self, block: NDArray[np.uint8], rows: NDArray[np.int64]) -> ByteColumn:
@@ -253,10 +250,10 @@ class Accounts:
         return [np.array([len(chunk)], "<u4"), keys, values.length.astype("<u2"), values.buffer]
 
     def _put(self, rows: NDArray[np.uint8]) -> None:
-        self.rows.put(rows)
         if len(rows):
             newest = int(rows.view(np.int64)[:, layout.A_NEWEST_I64].max())
             self.clock[layout.CLOCK_MAX_MS] = max(int(self.clock[layout.CLOCK_MAX_MS]), newest)
+        self.rows.put(rows, self.floor_hour())
 
     def _forget(
         self, hashes: NDArray[np.uint64], there: NDArray[np.int64], rows: NDArray[np.uint8]

@@ -93,11 +93,13 @@ class Terminals:
             raise ValueError("terminal must be uint64, hour int32, of one length")
         if terminal.size and (not terminal.all() or hour.min() < 0):
             raise ValueError("0 is no terminal, and hours count from 1970")
+        self.rows.keep(terminal)
         at = 0
         while at < terminal.size:
             with self.rows.lock:
                 at, why = enter_terminals(at, terminal, hour, self._ring, self.clock, self.rows.table)
-            self.make_way(why)
+            if why == layout.TERMINALS_FULL:
+                self.make_room()
 
     def learn(self, labels: Labels) -> int:
         """Count each known fraud at its payment's day; how many lay in a window that is still held.
@@ -107,6 +109,7 @@ class Terminals:
         Raises:
             StateFull: no row left for a new terminal; the labels before it are learnt.
         """
+        self.rows.keep(labels.terminal[labels.is_fraud])
         at = learnt = 0
         while at < labels.row_count:
             with self.rows.lock:
@@ -120,7 +123,8 @@ class Terminals:
                     self.rows.table,
                 )
             learnt += count
-            self.make_way(why)
+            if why == layout.TERMINALS_FULL:
+                self.make_room()
         return learnt
 
     def roll_back(self, epoch: int) -> None:
@@ -135,16 +139,13 @@ class Terminals:
         """Changes of epochs up to `epoch` are committed and will not be undone."""
         self.rows.release(epoch)
 
-    def make_way(self, why: int) -> None:
-        """Let a kernel that stopped for this table go on.
+    def make_room(self) -> None:
+        """Room for one more terminal.
 
         Raises:
             StateFull: every row is taken, and none may be forgotten.
         """
-        if why == layout.TERMINALS_FULL:
-            self.rows.make_room(self.floor_hour())
-        elif why == layout.TERMINALS_LOG_FULL:
-            self.rows.add_log_segment()
+        self.rows.make_room(self.floor_hour())
 
     def floor_hour(self) -> int:
         """Nothing is held of hours before this one."""
@@ -201,7 +202,7 @@ class Terminals:
                 rows = frame.reshape(-1, row_bytes)
                 if not rows.view(np.uint64)[:, 0].all():
                     raise saved.broken("it is damaged")
-                terminals.rows.put(rows)
+                terminals.rows.put(rows, terminals.floor_hour())
             about = saved.finish(terminals.row_count, terminals.clock)
         return terminals, about
 
@@ -225,6 +226,8 @@ def observe(accounts: Accounts, terminals: Terminals, payments: Payments) -> NDA
         raise ValueError("accounts and terminals are for different feature specs")
     out = np.empty((payments.row_count, len(FEATURES)), np.float32)
     setting = _setting(accounts.spec)
+    accounts.rows.keep(payments.account)
+    terminals.rows.keep(payments.terminal)
     at = 0
     while at < payments.row_count:
         with accounts.rows.lock, terminals.rows.lock:
@@ -242,8 +245,10 @@ def observe(accounts: Accounts, terminals: Terminals, payments: Payments) -> NDA
                 terminals.rows.table,
                 out,
             )
-        accounts.make_way(why)
-        terminals.make_way(why)
+        if why == layout.ACCOUNTS_FULL:
+            accounts.make_room()
+        elif why == layout.TERMINALS_FULL:
+            terminals.make_room()
     return out
 
 

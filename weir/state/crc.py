@@ -36,23 +36,23 @@ def crc32c(tables, buffer, start, stop, crc):
     at = start
     while at + 8 <= stop:
         low = crc ^ (
-            np.uint32(buffer[at])
-            | np.uint32(buffer[at + 1]) << np.uint32(8)
-            | np.uint32(buffer[at + 2]) << np.uint32(16)
-            | np.uint32(buffer[at + 3]) << np.uint32(24)
+            np.uint32(buffer[np.uint64(at)])
+            | np.uint32(buffer[np.uint64(at + 1)]) << np.uint32(8)
+            | np.uint32(buffer[np.uint64(at + 2)]) << np.uint32(16)
+            | np.uint32(buffer[np.uint64(at + 3)]) << np.uint32(24)
         )
         crc = np.uint32(
             tables[7, low & _FF]
             ^ tables[6, (low >> np.uint32(8)) & _FF]
             ^ tables[5, (low >> np.uint32(16)) & _FF]
             ^ tables[4, low >> np.uint32(24)]
-            ^ tables[3, buffer[at + 4]]
-            ^ tables[2, buffer[at + 5]]
-            ^ tables[1, buffer[at + 6]]
-            ^ tables[0, buffer[at + 7]]
+            ^ tables[3, buffer[np.uint64(at + 4)]]
+            ^ tables[2, buffer[np.uint64(at + 5)]]
+            ^ tables[1, buffer[np.uint64(at + 6)]]
+            ^ tables[0, buffer[np.uint64(at + 7)]]
         )
         at += 8
     while at < stop:
-        crc = np.uint32(tables[0, (crc ^ buffer[at]) & _FF] ^ (crc >> np.uint32(8)))
+        crc = np.uint32(tables[0, (crc ^ buffer[np.uint64(at)]) & _FF] ^ (crc >> np.uint32(8)))
         at += 1
     return np.uint32(crc ^ _ALL)

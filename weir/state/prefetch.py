@@ -38,8 +38,8 @@ prefetch: Any = intrinsic(_prefetch)
 
 @kernel
 def prefetch_row(rows, row):
-    """Begin to load all of a row of bytes."""
-    for item in range(0, rows.shape[1], LINE_BYTES):
+    """Begin to load all of a row of items of any size."""
+    for item in range(0, rows.shape[1], LINE_BYTES // rows.itemsize):
         prefetch(rows, row, item)
     # A row need not begin where a line does.
     prefetch(rows, row, rows.shape[1] - 1)

@@ -20,6 +20,8 @@ from weir.state.jit import kernel
 
 HEAD_BYTES = 3
 CRC_BYTES = 4
+# What a decoder may read beyond a value's end.
+_SLACK_BYTES = 16
 
 # What was found of a value. The words are those of the error.
 GOOD, SHORT, BAD_CHECKSUM, OTHER_SPEC, BAD_BODY, UNKNOWN_VERSION, BAD_KEY = range(7)
@@ -71,10 +73,14 @@ class RowFormat:
         """
         rows = np.zeros((len(keys), self.row_bytes), np.uint8)
         rows.view(np.uint64)[:, 0] = keys
+        # A decoder checks where it has come to after each few bytes, not before.
+        buffer = np.concatenate([values.buffer, np.zeros(_SLACK_BYTES, np.uint8)])
+        values = ByteColumn(buffer, values.start, values.length)
         found = np.zeros(len(keys), np.int8)
         versions = np.zeros(len(keys), np.uint8)
-        _check(values.buffer, values.start, values.length, keys, self.tag, TABLES, versions, found)
-        for version in np.unique(versions[found == GOOD]).tolist():
+        _check(buffer, _SLACK_BYTES, values.start, values.length, keys, self.tag, TABLES, versions, found)
+        # Most batches are good and of one version; of the others, each version has its decoder.
+        for version in set(versions.tobytes()):
             which = np.flatnonzero((versions == version) & (found == GOOD))
             decoder = self.decoders.get(version)
             found[which] = decoder(values, which, rows) if decoder is not None else UNKNOWN_VERSION
@@ -100,19 +106,19 @@ def seal(tables, key, buffer, start, stop):
 
 @kernel
 def _keyed_crc(tables, key, buffer, start, stop):
-    # The key is short: a byte at a time, in the order in which it stands in a record.
+    # The key's bytes as they stand in a record: one step, which is the first.
+    word = key ^ np.uint64(0xFFFFFFFF)
     crc = np.uint32(0xFFFFFFFF)
     for byte in range(8):
-        low = np.uint32((key >> np.uint64(8 * byte)) & np.uint64(0xFF))
-        crc = np.uint32(tables[0, (crc ^ low) & np.uint32(0xFF)] ^ (crc >> np.uint32(8)))
-    return crc32c(tables, buffer, start, stop, np.uint32(crc ^ np.uint32(0xFFFFFFFF)))
+        crc ^= tables[7 - byte, (word >> np.uint64(8 * byte)) & np.uint64(0xFF)]
+    return crc32c(tables, buffer, start, stop, crc)
 
 
 @kernel
-def _check(buffer, start, length, keys, tag, tables, versions, found):
+def _check(buffer, slack, start, length, keys, tag, tables, versions, found):
     for index in range(keys.size):
         at, stop = start[index], start[index] + length[index] - CRC_BYTES
-        if length[index] < HEAD_BYTES + CRC_BYTES or at < 0 or stop + CRC_BYTES > buffer.size:
+        if length[index] < HEAD_BYTES + CRC_BYTES or at < 0 or stop + CRC_BYTES > buffer.size - slack:
             found[index] = SHORT
             continue
         crc = np.uint32(0)

@@ -167,11 +167,6 @@ class Rows:
                 self.table = self.table._replace(slots=grown(self.table.slots, row_count))
             self.control[CAPACITY] = row_count
 
-    def add_log_segment(self) -> None:
-        """Room to keep more rows; a kernel stopped for it."""
-        self._log.add_segment()
-        self._refresh()
-
     def expired(self, before_hour: int, limit: int, *, scan_rows: int = SCAN_ROWS) -> NDArray[np.uint64]:
         """At most `limit` keys of rows whose newest hour is before `before_hour`.
 
@@ -213,8 +208,10 @@ class Rows:
             self._region.clear(count * self.row_bytes, before * self.row_bytes)
         return before - count
 
-    def put(self, rows: NDArray[np.uint8]) -> None:
+    def put(self, rows: NDArray[np.uint8], before_hour: int) -> None:
         """Let rows (n, row_bytes) take the place of their keys' rows, or be added; of a key the last counts.
+
+        Where there is no room, rows older than `before_hour` are forgotten.
 
         Raises:
             StateFull: more keys than `row_max`. OutOfEpoch: a change is outstanding, or a pin holds the rows.
@@ -226,15 +223,36 @@ class Rows:
             with self.lock:
                 at = put_all(self.table, words, at)
             if at < len(words):
-                if self.capacity == self.row_max:
-                    raise StateFull(self.what, self.row_max)
-                self.reserve(2 * self.capacity)
+                self.make_room(before_hour)
 
     def _require_quiet(self) -> None:
         if self.outstanding:
             raise OutOfEpoch(f"{self.what} rows cannot be put or forgotten while changes are outstanding")
 
     # Epochs
+
+    def keep(self, keys: NDArray[np.uint64]) -> None:
+        """Keep what the rows of these keys are, as long as it may be needed; call it before they change."""
+        if not self.control[GENERATION]:
+            return
+        at = 0
+        while at < keys.size:
+            table = self.table
+            with self.lock:
+                at = undo.keep_all(
+                    self.control,
+                    table.slots,
+                    table.u32,
+                    self._stamp_at,
+                    table.u64,
+                    table.log_rows,
+                    table.log_words,
+                    keys,
+                    at,
+                )
+                if at < keys.size:
+                    self._log.add_segment()
+                    self._refresh()
 
     def begin(self, epoch: int) -> None:
         """Changes from now on belong to `epoch`.
@@ -248,21 +266,21 @@ class Rows:
         with self.lock:
             if not self.outstanding:
                 self._log.drop_before(self._log.end)
-            self._marks.append(Mark(epoch, self._log.end, self.row_count, self.clock.copy()))
-            self._new_generation()
+            self._new_generation(recording=True)
+            self._marks.append(self._point(epoch))
         self._bound_pin()
 
     def changed_rows(self, epoch: int) -> NDArray[np.int64]:
-        """Distinct rows changed or added since `epoch` began, ascending.
+        """Distinct rows changed or added since `epoch` began.
 
         Raises:
             OutOfEpoch: it has not begun, or is released.
         """
         mark = self._mark(epoch)
-        kept = [rows for rows, _ in self._log.entries(mark.position)]
-        old = np.unique(np.concatenate(kept)) if kept else np.empty(0, np.int64)
-        old = old[: int(np.searchsorted(old, mark.row_count))]
-        return np.concatenate([old, np.arange(mark.row_count, self.row_count)])
+        added = np.arange(mark.row_count, self.row_count)
+        changed = np.concatenate([added, *(rows for rows, _ in self._log.entries(mark.position))])
+        # One generation keeps a row once, and none that it has added.
+        return changed if self.control[GENERATION] == mark.generation else np.unique(changed)
 
     def roll_back(self, epoch: int) -> None:
         """Undo every change since `epoch` began: rows, slots and clock are as they were. None: nothing to do.
@@ -288,7 +306,7 @@ class Rows:
             self.clock[:] = mark.clock
             self._log.truncate(mark.position)
             del self._marks[-len(undone) :]
-            self._new_generation()
+            self._new_generation(recording=self.outstanding)
         self._refresh()
 
     def release(self, epoch: int) -> None:
@@ -311,10 +329,9 @@ class Rows:
             if self._marks:
                 self._pin = Pin(self, self._marks[0], kept_rows_max)
             else:
-                point = Mark(self._released, self._log.end, self.row_count, self.clock.copy())
-                self._pin = Pin(self, point, kept_rows_max)
                 # From here on rows are kept although no epoch has begun.
-                self._new_generation()
+                self._new_generation(recording=True)
+                self._pin = Pin(self, self._point(self._released), kept_rows_max)
             return self._pin
 
     def unpin(self, pin: Pin) -> None:
@@ -360,13 +377,16 @@ class Rows:
             pin.give_up()
             self.unpin(pin)
 
-    def _new_generation(self) -> None:
+    def _point(self, epoch: int) -> Mark:
+        return Mark(epoch, self._generation, self._log.end, self.row_count, self.clock.copy())
+
+    def _new_generation(self, *, recording: bool) -> None:
         self._generation += 1
         if self._generation > undo.GENERATION_MAX:
             self._generation = 1
             self.table.u32[: self.row_count, self._stamp_at] = 0
-        self.control[GENERATION] = self._generation if self.outstanding else 0
-        if self.outstanding and not self._log.rows.size:
+        self.control[GENERATION] = self._generation if recording else 0
+        if recording and not self._log.rows.size:
             self._log.add_segment()
         self._refresh()
 

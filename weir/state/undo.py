@@ -1,8 +1,8 @@
 # mypy: allow-untyped-defs
 """What rows were before they changed, in the order of the changes: so that a change can be taken back.
 
-A kernel that is about to change a row calls `keep` first. It copies the row once a generation, and every
-epoch begins a generation of its own, so an epoch's oldest copy of a row is the row at the epoch's start.
+Rows are kept before a batch may change them, each once a generation, and every epoch begins a generation of
+its own: so an epoch's oldest copy of a row is the row at the epoch's start.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from weir.state.jit import kernel, part
+from weir.state.jit import kernel
+from weir.state.prefetch import prefetch_row
+from weir.state.table import find, prefetch_slot
 
 # Fields of a table's `control`, which its kernels read and write.
 ROWS = 0  # rows in use
@@ -21,6 +23,8 @@ KEPT = 3  # copies in the log's current segment
 CONTROL_FIELDS = 4
 
 SEGMENT_ROWS = 4_096
+# Keys between asking for a row's memory and copying it.
+_AHEAD = 8
 GENERATION_MAX = (1 << 32) - 1
 
 Entries = tuple[NDArray[np.int64], NDArray[np.uint64]]
@@ -28,9 +32,10 @@ Entries = tuple[NDArray[np.int64], NDArray[np.uint64]]
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Where an epoch began: the log's length, the rows in use and the clock."""
+    """Where an epoch and its generation began: the log's length, the rows in use, the clock."""
 
     epoch: int
+    generation: int
     position: int
     row_count: int
     clock: NDArray[np.int64]
@@ -102,17 +107,32 @@ class UndoLog:
         del self._spare[max(2 * len(self._segments), 4) :]
 
 
-@part
-def keep(control, stamps, stamp_at, words, log_rows, log_words, row):
-    """Copy a row before its first change of this generation; the log's segment must have room."""
+@kernel
+def keep_all(control, slots, stamps, stamp_at, words, log_rows, log_words, keys, start):
+    """Copy the rows of keys from `start` on that this generation has not copied; where the log was full."""
     generation = control[GENERATION]
-    if generation != 0 and stamps[row, stamp_at] != generation:
-        at = control[KEPT]
-        log_rows[at] = row
+    kept = control[KEPT]
+    for index in range(start, keys.size):
+        # Slots two steps ahead, rows one step: by the time a key's turn comes, its memory is here.
+        if index + 2 * _AHEAD < keys.size:
+            prefetch_slot(slots, keys[index + 2 * _AHEAD])
+        if index + _AHEAD < keys.size:
+            row = find(slots, keys[index + _AHEAD])
+            if row >= 0:
+                prefetch_row(words, row)
+        row = find(slots, keys[index])
+        if row < 0 or stamps[row, stamp_at] == generation:
+            continue
+        if kept == log_rows.size:
+            control[KEPT] = kept
+            return index
+        log_rows[kept] = row
         for word in range(words.shape[1]):
-            log_words[at, word] = words[row, word]
-        control[KEPT] = at + 1
+            log_words[kept, word] = words[row, word]
+        kept += 1
         stamps[row, stamp_at] = generation
+    control[KEPT] = kept
+    return keys.size
 
 
 @kernel
