@@ -313,10 +313,14 @@ async def stop(run: Run, worker: ClusterWorker) -> None:
     try:
         code = await asyncio.to_thread(worker.stop)
     except subprocess.TimeoutExpired:
+        # Its log then says what it waits for.
+        worker.signal(signal.SIGUSR1)
+        await asyncio.sleep(1.0)
         worker.kill()
         run.note(f"{worker.name} did not end when it was asked to")
         return
-    if code:
+    # A worker that has just begun to start does not listen yet.
+    if code not in (0, -signal.SIGTERM):
         run.note(f"{worker.name} ended with {code} when it was asked to")
 
 

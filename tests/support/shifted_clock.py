@@ -12,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+from tests.support import stacks
+
 _FORMAT = struct.Struct("<q")
 
 
@@ -45,6 +47,7 @@ def main() -> None:
     """Become the module."""
     file, module, *arguments = sys.argv[1:]
     install(Path(file))
+    stacks.install()
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
