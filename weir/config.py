@@ -144,7 +144,7 @@ class TritonSettings(WeirSettings):
     endpoint: str = Field("localhost:8001", description="host:port of the gRPC service")
     tls: bool = Field(False, description="encrypt the connection")
     ssl_ca: Path | None = Field(
-        None, description="whose certificates are believed (PEM); none takes the system's list"
+        None, description="whose certificates are believed (PEM); none takes gRPC's own list"
     )
     ssl_certificate: Path | None = Field(None, description="our own (PEM), for mutual TLS")
     ssl_key: Path | None = Field(None, description="its private key (PEM, not encrypted)")

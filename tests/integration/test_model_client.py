@@ -6,14 +6,11 @@ import signal
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
-import grpc.aio
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from prometheus_client import CollectorRegistry
-from tritonclient.grpc import service_pb2 as pb
-from tritonclient.grpc import service_pb2_grpc
 
 from infra.local.pki import ensure_pki
 from infra.local.triton import TritonServer, TritonTls
@@ -110,20 +107,6 @@ async def test_scores_are_the_models_and_add_up(server, count):
     total = BASE_LOGIT + scores["contributions"].sum(axis=1, dtype=np.float64)
     np.testing.assert_allclose(scores["logit"][:, 0], total, atol=1e-4)
     np.testing.assert_allclose(scores["probability"], 1 / (1 + np.exp(-scores["logit"])), atol=1e-5)
-
-
-async def test_grpcs_own_client_is_given_the_same_bytes(server):
-    x = rows(1000)
-    request = pb.ModelInferRequest(model_name="risk", model_version="1")
-    request.inputs.add(name="features", datatype="FP32", shape=x.shape)
-    for name in OUTPUTS:
-        request.outputs.add(name=name)
-    request.raw_input_contents.append(x.tobytes())
-    async with grpc.aio.insecure_channel(server.endpoint) as channel, client(server) as triton:
-        answer = await service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request)
-        scores = await triton.score(x)
-    by_grpc = dict(zip((each.name for each in answer.outputs), answer.raw_output_contents, strict=True))
-    assert by_grpc == {name: scores[name].tobytes() for name in OUTPUTS}
 
 
 async def test_triton_says_that_the_model_fits(server):

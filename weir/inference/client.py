@@ -1,9 +1,8 @@
 """Scores of a batch from Triton, in time or not at all.
 
 One gRPC call for a batch, split to the model's maximum with the parts in parallel; one deadline over all of
-it, retries within a budget, a circuit breaker in front. The messages are tritonclient's; the tensors bypass
-protobuf (`_wire.py`), and gRPC's calls are made on the event loop itself (`_http2.py`, `_channel.py`): gRPC's
-own client has a thread of its own, and a small batch waited longer for it than for the model.
+it, retries within a budget, a circuit breaker in front. The channel is grpc.aio and the messages are
+tritonclient's; the tensors bypass protobuf (`_wire.py`).
 """
 
 import asyncio
@@ -14,15 +13,17 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
+import grpc
+import grpc.aio
 import numpy as np
-from grpc import StatusCode
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
 
 from weir.config import TritonSettings
 from weir.grpc_words import cause as in_words
 from weir.inference._breaker import Breaker, Circuit
-from weir.inference._channel import CallFailed, Channel, credentials
+from weir.inference._channel import credentials, open_channel
 from weir.inference._retry import Deadline, RetryBudget, backoff_s
 from weir.inference._wire import Malformed, RequestWriter, read_response
 from weir.inference.errors import CircuitOpen, ModelRejected, ModelUnavailable
@@ -31,21 +32,20 @@ from weir.obs.metrics import ModelMetrics
 
 _log = get_logger(__name__)
 
-_SERVICE = "/inference.GRPCInferenceService/"
-_INFER, _READY, _METADATA = (f"{_SERVICE}Model{name}" for name in ("Infer", "Ready", "Metadata"))
+_INFER = "/inference.GRPCInferenceService/ModelInfer"
 _ATTEMPTS_MAX = 3
 _HEALTH_DEADLINE_S = 2.0
 
 # The server's word that this request, sent again, fares no better. Everything else counts as "no answer".
 _REJECTIONS = frozenset(
     {
-        StatusCode.INVALID_ARGUMENT,
-        StatusCode.NOT_FOUND,
-        StatusCode.UNIMPLEMENTED,
-        StatusCode.OUT_OF_RANGE,
-        StatusCode.FAILED_PRECONDITION,
-        StatusCode.UNAUTHENTICATED,
-        StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.OUT_OF_RANGE,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.PERMISSION_DENIED,
     }
 )
 
@@ -115,8 +115,10 @@ class ModelClient:
         self._budget = retry_budget if retry_budget is not None else RetryBudget()
         self._breaker = breaker if breaker is not None else Breaker()
         self._metrics, self._clock, self._jitter = metrics, clock, jitter
-        self._channel = Channel(settings.endpoint, credentials(settings))
+        self._credentials = credentials(settings)
         self._tails: dict[str, tuple[int, ...]] = dict.fromkeys(self._outputs, (1,))
+        self._channel: grpc.aio.Channel | None = None
+        self._infer: Any = None
 
     async def score(self, features: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
         """The model's outputs for each row, by name; all rows or none.
@@ -163,10 +165,10 @@ class ModelClient:
         """Whether the server answers and says that this version is ready."""
         request = pb.ModelReadyRequest(name=self.model, version=self.version)
         try:
-            answer = await self._channel.call(_READY, request.SerializeToString(), _HEALTH_DEADLINE_S)
-        except CallFailed:
+            answer = await self._stub().ModelReady(request, timeout=_HEALTH_DEADLINE_S)
+        except grpc.aio.AioRpcError:
             return False
-        return bool(pb.ModelReadyResponse.FromString(answer).ready)
+        return bool(answer.ready)
 
     async def metadata(self) -> ModelMetadata:
         """What the server declares of this version.
@@ -177,10 +179,9 @@ class ModelClient:
         deadline = Deadline(_HEALTH_DEADLINE_S, self._clock)
         request = pb.ModelMetadataRequest(name=self.model, version=self.version)
         try:
-            found = await self._channel.call(_METADATA, request.SerializeToString(), _HEALTH_DEADLINE_S)
-        except CallFailed as error:
+            answer = await self._stub().ModelMetadata(request, timeout=_HEALTH_DEADLINE_S)
+        except grpc.aio.AioRpcError as error:
             raise self._error(error, deadline) from error
-        answer = pb.ModelMetadataResponse.FromString(found)
         return ModelMetadata(
             answer.name,
             tuple(answer.versions),
@@ -212,7 +213,9 @@ class ModelClient:
 
     async def close(self) -> None:
         """Drops the connection; calls under way end as unavailable."""
-        await self._channel.close()
+        if self._channel is not None:
+            channel, self._channel, self._infer = self._channel, None, None
+            await channel.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -247,8 +250,8 @@ class ModelClient:
                 raise ModelUnavailable(self.model, self.endpoint, deadline.waited_s(), "deadline")
             begun_s = self._clock()
             try:
-                answer = await self._channel.call(_INFER, request, left_s)
-            except CallFailed as error:
+                answer = await self._call()(request, timeout=left_s)
+            except grpc.aio.AioRpcError as error:
                 failure = self._error(error, deadline)
                 if isinstance(failure, ModelRejected) or not self._may_retry(attempt_index, error):
                     raise failure from error
@@ -263,9 +266,9 @@ class ModelClient:
                 self._metrics.answered(self._clock() - begun_s)
             return self._checked(answer, len(features))
 
-    def _may_retry(self, attempt_index: int, error: CallFailed) -> bool:
+    def _may_retry(self, attempt_index: int, error: grpc.aio.AioRpcError) -> bool:
         """After a deadline nothing is left to retry in; else as long as attempts and budget last."""
-        if error.code is StatusCode.DEADLINE_EXCEEDED or attempt_index + 1 >= _ATTEMPTS_MAX:
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED or attempt_index + 1 >= _ATTEMPTS_MAX:
             return False
         granted = self._budget.take()
         if granted and self._metrics:
@@ -312,9 +315,9 @@ class ModelClient:
         if self._metrics:
             self._metrics.circuit(int(self._breaker.state))
 
-    def _error(self, error: CallFailed, deadline: Deadline) -> ModelRejected | ModelUnavailable:
-        cause = f"{error.code.name.lower()}: {in_words(error.details)}"
-        if error.code in _REJECTIONS:
+    def _error(self, error: grpc.aio.AioRpcError, deadline: Deadline) -> ModelRejected | ModelUnavailable:
+        cause = f"{error.code().name.lower()}: {in_words(error.details())}"
+        if error.code() in _REJECTIONS:
             return self._rejected(cause)
         return ModelUnavailable(self.model, self.endpoint, deadline.waited_s(), cause)
 
@@ -322,3 +325,17 @@ class ModelClient:
         return ModelRejected(
             self.model, self.endpoint, f"{text}. Check the model's version and `weir models verify`."
         )
+
+    def _call(self) -> Any:
+        if self._infer is None:
+            self._infer = self._open_channel().unary_unary(_INFER)
+        return self._infer
+
+    def _stub(self) -> Any:
+        return service_pb2_grpc.GRPCInferenceServiceStub(self._open_channel())
+
+    def _open_channel(self) -> grpc.aio.Channel:
+        # Not in the constructor: a grpc.aio channel binds to the event loop that runs when it is made.
+        if self._channel is None:
+            self._channel = open_channel(self.endpoint, self._credentials)
+        return self._channel
