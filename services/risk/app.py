@@ -17,6 +17,7 @@ from weir.streams.engine_app import EngineApp
 log = get_logger("weir.risk.app")
 
 _POLICY_CHECK_S = 1.0
+_GC_THRESHOLDS = (50_000, 20, 50)
 _STATES = {
     Phase.CLOSED: "opening",
     Phase.RUNNING: "deciding",
@@ -67,6 +68,8 @@ class RiskApp(EngineApp):
         # What was loaded so far stays: the collector need not walk it again in the middle of a batch.
         gc.collect()
         gc.freeze()
+        # A batch makes thousands of objects and no cycle: the default looks for cycles several times a batch.
+        gc.set_threshold(*_GC_THRESHOLDS)
         log.info("risk_worker_opened", group=settings.group, model=worker.model.model)
         return worker.engine
 

@@ -9,8 +9,9 @@ The changelog and the group's offsets commit together, so under exactly-once the
 says, unless somebody has moved the group's offsets by hand or the changelog is from another feature spec.
 """
 
+import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 
 from services.risk.reading import PaymentReading
@@ -51,7 +52,6 @@ class Restoring:
 
     Args:
         snapshots: this worker's own.
-        take_over: told who wrote last; ends what a dead one left open.
         exact: whether the mark and the group's offset have to agree.
         restore_days: how much of the input fills the windows when there is nothing better.
     """
@@ -64,7 +64,6 @@ class Restoring:
         reading: PaymentReading,
         *,
         snapshots: Snapshots,
-        take_over: Callable[[str], Awaitable[None]],
         exact: bool,
         restore_days: int,
         client_id: str,
@@ -72,7 +71,7 @@ class Restoring:
         now_ms: Callable[[], int],
     ) -> None:
         self._kafka, self._topics, self._state, self._reading = kafka, topics, state, reading
-        self._snapshots, self._take_over = snapshots, take_over
+        self._snapshots = snapshots
         self._exact, self._restore_days = exact, restore_days
         self._client_id, self._metrics, self._now_ms = client_id, metrics, now_ms
 
@@ -80,13 +79,13 @@ class Restoring:
         """The partition as of the group's committed offset."""
         begun_s = time.monotonic()
         accounts, mark, row_count = await self._from_whole_changelog(partition)
-        if mark is not None:
-            await self._take_over(mark.owner)
         source: RestoreSource = "changelog"
         if not self._fits(mark, committed):
             accounts, row_count = await self._from_input(partition, committed)
             mark, source = None, "input"
-        ends = await end_offsets(self._kafka, self._topics.risk_journal, f"{self._client_id}-restore")
+        # What the last owner had seen of the others has committed; its markers may be on their way.
+        journal_topic = self._topics.risk_journal
+        ends = await end_offsets(self._kafka, journal_topic, f"{self._client_id}-restore", undecided=True)
         duration_s = time.monotonic() - begun_s
         self._metrics.restored(source, row_count, duration_s)
         log.info(
@@ -129,8 +128,8 @@ class Restoring:
 
     async def _from_changelog(self, partition: int) -> tuple[Accounts, Mark | None, int]:
         topic = self._topics.risk_accounts
-        accounts, mark, start = self._from_snapshot(partition)
-        ends = await end_offsets(self._kafka, topic, f"{self._client_id}-restore")
+        accounts, mark, start = await asyncio.to_thread(self._from_snapshot, partition)
+        ends = await end_offsets(self._kafka, topic, f"{self._client_id}-restore", undecided=True)
         row_count = accounts.row_count
         wanted = {partition: ends[partition]}
         async for batch in read_range(

@@ -8,14 +8,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from decimal import Decimal
-from types import SimpleNamespace
 
-import numpy as np
 from prometheus_client import CollectorRegistry
 
-from services.risk.decide import Scores
 from services.risk.labels import LabelReading
 from services.risk.policy import PolicyFile
 from services.risk.processor import RiskProcessor
@@ -27,11 +22,10 @@ from services.risk.settings import RiskSettings
 from services.risk.snapshots import Snapshots
 from services.risk.state import RiskState, StateTopics
 from services.risk.validate import Rates
-from services.risk.writing import DecisionWriting, Names, Scored
-from weir.codec.avro import RowCodec
+from services.risk.warm import warm
+from services.risk.writing import DecisionWriting, Names
 from weir.codec.columns import LabelReader, TransactionReader
 from weir.codec.decision import DecisionWriter
-from weir.codec.framing import frame
 from weir.codec.registry import SchemaRegistry, fetch_unknown, open_registry
 from weir.codec.schemas import SUBJECTS, load_schema
 from weir.config import (
@@ -53,7 +47,6 @@ from weir.obs.log import get_logger
 from weir.obs.metrics import Metrics
 from weir.obs.stream_metrics import StreamMetrics
 from weir.state.memory import Need, require_memory
-from weir.streams import BatchGroup, RecordBatch
 from weir.streams.assignor import Warmth
 from weir.streams.at_least_once import AtLeastOnce
 from weir.streams.dead_letter import DeadLetterWriter
@@ -244,8 +237,11 @@ async def open_worker(
         await warm(
             scrap,
             *halves(Metrics("risk", CollectorRegistry())),
-            model,
-            ids["transaction"],
+            LabelReading(
+                LabelReader(registry.known), ids["label"], pseudonymizer.hash_key, CollectorRegistry()
+            ),
+            model.ref,
+            (ids["transaction"], ids["label"]),
             next(iter(settings.rates)),
         )
         state = new_state()
@@ -271,7 +267,6 @@ async def open_worker(
             state,
             reading,
             snapshots=snapshots,
-            take_over=offsets.take_over,
             exact=settings.processing_guarantee == EXACTLY_ONCE,
             restore_days=settings.restore_days,
             client_id=client_id,
@@ -391,7 +386,7 @@ def _delivery(
                     timeout_ms=int(settings.transaction_timeout_s * 1000),
                 ),
                 settings.group,
-                source.member,
+                source,
                 identity.owner,
             )
             for transactional_id in transactional_ids(identity.name)
@@ -421,38 +416,6 @@ async def schemas_at_hand(registry: SchemaRegistry, values: Sequence[bytes | Non
                 said = True
             await asyncio.sleep(wait_s)
             wait_s = min(wait_s * 2, 5.0)
-
-
-async def warm(
-    state: RiskState,
-    reading: PaymentReading,
-    writing: DecisionWriting,
-    model: ServedModel,
-    schema_id: int,
-    currency: str,
-) -> None:
-    """Take one made-up payment through both halves, in a state of its own; nothing is published."""
-    at_ms = now_ms()
-    payment = {
-        "event_id": "warm",
-        "account_id": "warm",
-        "terminal_id": "warm",
-        "amount": Decimal("1.0000"),
-        "currency": currency,
-        "event_time": datetime.fromtimestamp(at_ms / 1000, UTC),
-        "channel": "POS",
-    }
-    value = frame(schema_id, RowCodec(load_schema("transaction")).encode(payment))
-    record = SimpleNamespace(offset=0, key=b"warm", value=value, timestamp=at_ms, headers=())
-    group = BatchGroup([RecordBatch("warm", 0, [record])])
-    state.attach(0, state.new_accounts(), 0, {})
-    state.begin(1)
-    read = reading(group, state)
-    state.changelog(1, [0], at_ms)
-    state.roll_back(1)
-    nothing = np.zeros((1, len(model.features)), np.float32)
-    scores = Scores(nothing[:, 0], nothing[:, 0], nothing, 0.0, model.ref)
-    await writing(group, read, Scored(scores, "", 0))
 
 
 async def every(seconds: float, call: Callable[[], object]) -> None:

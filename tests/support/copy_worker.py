@@ -138,7 +138,7 @@ class CopyApp(EngineApp):
                 ProducerLane(
                     TransactionalProducer(self._kafka, transactional_id=each, client_id=name),
                     self._group,
-                    self.source.member,
+                    self.source,
                     f"{name}/1",
                 )
                 for each in transactional_ids(name)

@@ -173,7 +173,7 @@ class TransactionalProducer:
         May run while `produce` does.
 
         Raises:
-            NotMember: the group has moved on: abort, and join again.
+            NotMember: the group has moved on; send them under its next generation, or abort.
             Fenced: give up.
             TransactionAborted, Unavailable: abort.
             AccessDenied, Refused: abort; a retry is no use.
@@ -267,6 +267,10 @@ class TransactionalProducer:
         try:
             await work()
             done = True
+        except NotMember:
+            # Only the offsets were refused: they may be sent again under the next generation.
+            done = True
+            raise
         except Fenced:
             self._stage = Stage.FENCED
             raise

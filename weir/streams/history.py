@@ -16,8 +16,10 @@ from weir.streams.batch import RecordBatch
 _POLL_MS = 500
 
 
-async def open_consumer(settings: KafkaSettings, client_id: str) -> AIOKafkaConsumer:
-    """A connected consumer of no group that sees committed records only.
+async def open_consumer(
+    settings: KafkaSettings, client_id: str, isolation_level: str = "read_committed"
+) -> AIOKafkaConsumer:
+    """A connected consumer of no group.
 
     Raises:
         NeighbourUnavailable, AccessDenied: no broker takes this client.
@@ -28,7 +30,7 @@ async def open_consumer(settings: KafkaSettings, client_id: str) -> AIOKafkaCons
         group_id=None,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
-        isolation_level="read_committed",
+        isolation_level=isolation_level,
     )
     await connect(consumer, settings)
     return consumer
@@ -94,9 +96,16 @@ async def read_until(
         await stop(consumer)
 
 
-async def end_offsets(settings: KafkaSettings, topic: str, client_id: str) -> dict[int, int]:
-    """Of each partition the last stable offset: what is before it is committed or aborted."""
-    consumer = await open_consumer(settings, client_id)
+async def end_offsets(
+    settings: KafkaSettings, topic: str, client_id: str, *, undecided: bool = False
+) -> dict[int, int]:
+    """Of each partition the last stable offset: what is before it is committed or aborted.
+
+    Args:
+        undecided: the end of all records instead. A commit is answered before its markers are written, so
+            what it has made true may lie behind the last stable offset for a moment.
+    """
+    consumer = await open_consumer(settings, client_id, "read_uncommitted" if undecided else "read_committed")
     try:
         with one_line(settings, topic):
             tps = await partitions(consumer, topic)

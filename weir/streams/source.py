@@ -27,6 +27,11 @@ class BatchSource:
         found: GroupMember | None = self._consumer.group_member()
         return found
 
+    async def next_member(self, refused: Any, deadline_s: float) -> GroupMember | None:
+        """What comes after a membership that the broker has refused; None when nothing came."""
+        found: GroupMember | None = await self._consumer.next_group_member(refused, deadline_s)
+        return found
+
     async def rewind(self, place: Place, offset: int) -> None:
         """Hand out from `offset` on; a partition that is new is begun there."""
         tp = TP(*place)

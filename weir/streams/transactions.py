@@ -1,8 +1,9 @@
 """Exactly-once over real brokers: lanes made of `weir.kafka`'s producers, and the group's offsets."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from aiokafka.admin import AIOKafkaAdminClient
 
@@ -24,6 +25,10 @@ LANES = 2
 # An owner that lives has ended its transactions before it gave a partition away; longer is a dead one.
 _PENDING_S = 0.5
 _UNKNOWN_MEMBER = 25
+# A rebalance that takes longer has put this worker out.
+_NEXT_MEMBER_S = 1.0
+# How long a group's members are believed to be those that it had.
+_MEMBERS_S = 5.0
 
 
 class Membership(Protocol):
@@ -42,11 +47,22 @@ class Membership(Protocol):
         """Of a static member."""
 
 
+class Memberships(Protocol):
+    """What this worker is in its group: `weir.streams.source.BatchSource`."""
+
+    def member(self) -> Membership | None:
+        """Under what offsets may be committed now; None while it is no member."""
+
+    async def next_member(self, refused: Any, deadline_s: float) -> Membership | None:
+        """What comes after a membership that the broker has refused; None when nothing came."""
+
+
 class ProducerLane:
     """One transactional producer as a lane of `weir.streams.exactly_once.ExactlyOnce`.
 
     Args:
-        member: under what offsets may be committed now; None while this worker is no member of its group.
+        group: the consumer group.
+        membership: under what offsets may be committed now, and under what next.
         owner: written beside each offset.
     """
 
@@ -54,10 +70,10 @@ class ProducerLane:
         self,
         producer: TransactionalProducer,
         group: str,
-        member: Callable[[], Membership | None],
+        membership: "Memberships",
         owner: str,
     ) -> None:
-        self._producer, self._group, self._member, self._owner = producer, group, member, owner
+        self._producer, self._group, self._membership, self._owner = producer, group, membership, owner
 
     async def start(self) -> bool:
         """Connect; after a failure, end what is open: a commit that was asked for is asked for again.
@@ -88,14 +104,17 @@ class ProducerLane:
             NotMember: the group has gone on without this worker.
         """
         if not offsets:
-            return
-        member = self._member()
-        if member is None:
-            raise NotMember(self._group, _UNKNOWN_MEMBER)
-        await self._producer.send_offsets(
-            GroupMember(self._group, member.generation, member.member_id, member.instance_id),
-            {place: (offset, self._owner) for place, offset in offsets.items()},
-        )
+            return None
+        named = {place: (offset, self._owner) for place, offset in offsets.items()}
+        member = self._membership.member()
+        while member is not None:
+            asked = GroupMember(self._group, member.generation, member.member_id, member.instance_id)
+            try:
+                return await self._producer.send_offsets(asked, named)
+            except NotMember:
+                # In a rebalance the broker has the new generation an answer sooner than this worker.
+                member = await self._membership.next_member(member, _NEXT_MEMBER_S)
+        raise NotMember(self._group, _UNKNOWN_MEMBER)
 
     async def commit(self) -> None:
         """Return when the transaction is decided."""
@@ -116,6 +135,8 @@ class GroupOffsets:
     def __init__(self, settings: KafkaSettings, group: str, name: str) -> None:
         self._settings, self._group, self._name = settings, group, name
         self._fenced: set[str] = set()
+        self._members: set[str] = set()
+        self._members_at_s = float("-inf")
 
     async def __call__(self, places: Sequence[Place]) -> Mapping[Place, Committed]:
         """Each place's offset.
@@ -135,6 +156,8 @@ class GroupOffsets:
                 for owner in await self._last_owners(places):
                     await self._fence(owner)
                 raise
+        for owner in {owner for _, owner in found.values()}:
+            await self.take_over(owner)
         return {place: Committed(offset, owner) for place, (offset, owner) in found.items()}
 
     async def take_over(self, owner: str) -> None:
@@ -145,16 +168,21 @@ class GroupOffsets:
         name = owner_name(owner)
         if not name or name == self._name or owner in self._fenced:
             return
-        admin = await self._admin()
-        try:
-            with one_line(self._settings, self._group):
-                (answer,) = await admin.describe_consumer_groups([self._group])
-            (group,) = answer.to_object()["groups"]
-            members = {member["client_id"] for member in group["members"]}
-        finally:
-            await admin.close()
-        if name not in members:
+        if name not in await self._member_names():
             await self._fence(owner)
+
+    async def _member_names(self) -> set[str]:
+        if time.monotonic() - self._members_at_s > _MEMBERS_S:
+            admin = await self._admin()
+            try:
+                with one_line(self._settings, self._group):
+                    (answer,) = await admin.describe_consumer_groups([self._group])
+                (group,) = answer.to_object()["groups"]
+                self._members = {member["client_id"] for member in group["members"]}
+                self._members_at_s = time.monotonic()
+            finally:
+                await admin.close()
+        return self._members
 
     async def _stable(self, places: Sequence[Place]) -> dict[Place, tuple[int | None, str]]:
         return await stable_offsets(self._settings, self._group, places, client_id=self._name)

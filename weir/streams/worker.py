@@ -8,6 +8,7 @@ from typing import Any
 import faust
 
 from weir.errors import ExitCode, WeirError
+from weir.memory import keep_freed_memory
 from weir.streams.app import BatchApp
 
 SWITCH_INTERVAL_S = 0.0005
@@ -31,6 +32,7 @@ def run_worker(app: BatchApp) -> int:
     Returns: 0, or the exit code of the error that ended it (`app.fatal`), which was said in one line.
     """
     Path(str(app.conf.datadir)).mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
     # The consumer's thread waits this long for a busy main thread, several times a fetch: 5 ms by default.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     worker = _Worker(app)
