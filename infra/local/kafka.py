@@ -204,7 +204,7 @@ class KafkaServer(LocalServer):
             "transaction.state.log.replication.factor": "1",
             "transaction.state.log.min.isr": "1",
             "transaction.state.log.num.partitions": "4",
-            # A leader asks the coordinator again after this while the last markers are written; 20 by default.
+            # How long a leader waits while the last transaction's markers are written; 20 by default.
             "add.partitions.to.txn.retry.backoff.ms": "1",
             "share.coordinator.state.topic.replication.factor": "1",
             "share.coordinator.state.topic.min.isr": "1",
