@@ -53,7 +53,7 @@ def test_the_rule_in_the_guide_is_one_that_the_worker_takes(tmp_path):
     file = tmp_path / "policy.toml"
     shipped = (ROOT / "services" / "risk" / "policy.toml").read_text(encoding="utf-8")
     file.write_text(shipped + rule, encoding="utf-8")
-    assert PolicyFile(file, FEATURES).rules.ids[-1] == "large_night_transfer"
+    assert PolicyFile(file, FEATURES).in_force.rules.ids[-1] == "large_night_transfer"
 
 
 def test_alerts_name_metrics_of_the_reference():

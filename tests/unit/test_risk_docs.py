@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 from services.risk.policy import Cost, Degraded, Limits, Rule, Thresholds
 from services.risk.reasons import Entry
 from weir.obs.metrics import Metrics
+from weir.obs.stream_metrics import StreamMetrics
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 
@@ -27,6 +28,7 @@ def first_column(text: str) -> list[str]:
 def test_every_shared_metric_is_documented_with_its_labels():
     registry = CollectorRegistry()
     Metrics("risk", registry).model("risk")
+    StreamMetrics("risk", registry)
     families = {family.name: family for family in registry.collect()}
     rows = re.findall(r"^\| `(weir_\w+)` \| ([^|]*) \|", section("metrics.md", "Shared"), re.MULTILINE)
     assert {name.removesuffix("_total") for name, _ in rows} == set(families)
