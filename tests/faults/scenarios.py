@@ -16,7 +16,7 @@ class Scenario:
     seed: int
     faults: tuple[Kind, ...]
     broker_count: int = 1
-    seconds: float = 10.0
+    seconds: float = 7.0
     short: bool = False
 
     def schedule(self, seed: int | None, *, has_disks: bool) -> Schedule:
@@ -33,49 +33,49 @@ class Scenario:
 SCENARIOS = (
     Scenario(
         "a_killed_worker_poison_and_a_killed_triton",
-        seed=11,
+        seed=60,
         faults=(Kind.WORKER_KILLED, Kind.POISON, Kind.TRITON_KILLED),
-        seconds=8.0,
         short=True,
     ),
     Scenario(
         "a_zombie_worker_and_a_killed_broker",
-        seed=43,
+        seed=57,
         faults=(Kind.WORKER_STOPPED, Kind.BROKER_KILLED),
         broker_count=3,
         short=True,
     ),
-    Scenario("a_worker_cut_off_and_no_key_service", seed=57, faults=(Kind.WORKER_CUT_OFF, Kind.KEYS_KILLED)),
+    Scenario("a_worker_cut_off_and_no_key_service", seed=43, faults=(Kind.WORKER_CUT_OFF, Kind.KEYS_KILLED)),
     Scenario(
         "half_open_and_slow_links_and_a_triton_that_hangs",
-        seed=47,
+        seed=172,
         faults=(Kind.LINK_HALF_OPEN, Kind.LINK_SLOW, Kind.TRITON_STOPPED),
     ),
     Scenario(
-        "a_clock_that_is_set_a_full_disk_and_flipped_bits",
-        seed=28,
-        faults=(Kind.CLOCK_JUMP, Kind.WORKER_DISK_FULL, Kind.SNAPSHOT_FLIPPED),
-    ),
-    Scenario(
-        "workers_that_come_and_go_and_a_flipped_bit_in_the_changelog",
-        seed=37,
-        faults=(Kind.WORKERS_RESTARTED, Kind.WORKER_JOINS, Kind.CHANGELOG_FLIPPED),
+        "a_set_clock_a_full_disk_flipped_bits_and_a_worker_that_comes_and_goes",
+        seed=9,
+        faults=(
+            Kind.CLOCK_JUMP,
+            Kind.WORKER_DISK_FULL,
+            Kind.SNAPSHOT_FLIPPED,
+            Kind.WORKER_JOINS,
+            Kind.CHANGELOG_FLIPPED,
+        ),
     ),
     Scenario(
         "a_broker_with_torn_files_one_that_hangs_and_a_killed_worker",
-        seed=22,
+        seed=55,
         faults=(Kind.BROKER_UNCLEAN, Kind.BROKER_STOPPED, Kind.WORKER_KILLED),
         broker_count=3,
     ),
     Scenario(
-        "a_rolling_restart_of_the_brokers_and_a_killed_worker",
-        seed=51,
-        faults=(Kind.ROLLING_RESTART, Kind.WORKER_KILLED),
+        "brokers_and_workers_restarted_one_by_one",
+        seed=39,
+        faults=(Kind.ROLLING_RESTART, Kind.WORKERS_RESTARTED),
         broker_count=3,
     ),
     Scenario(
         "a_broker_cut_off_from_its_peers_and_one_with_a_full_disk",
-        seed=55,
+        seed=197,
         faults=(Kind.BROKER_ISOLATED, Kind.BROKER_DISK_FULL),
         broker_count=3,
     ),

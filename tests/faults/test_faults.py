@@ -53,7 +53,10 @@ async def test_each_payment_is_decided_once_in_order_and_on_its_true_history_thr
 async def test_at_least_once_decides_each_payment_though_some_again_under_the_same_id(
     cluster_of: ClusterOf, fault_seed: int | None
 ) -> None:
-    """Kill -9 in the setting for the lowest latency: nothing is lost, what comes twice says so by its id."""
+    """Kill -9 in the setting for the lowest latency: nothing is lost, what comes twice says so by its id.
+
+    What is decided again also enters its windows again, which this setting accepts.
+    """
     schedule = Schedule.from_seed(
         1 if fault_seed is None else fault_seed,
         faults=(Kind.WORKER_KILLED,),
@@ -62,7 +65,7 @@ async def test_at_least_once_decides_each_payment_though_some_again_under_the_sa
     outcome = await play(cluster_of(1), schedule, **guarantee(AT_LEAST_ONCE))
     print(outcome)
     message = again(outcome, "at_least_once")
-    assert outcome.anomalies <= {Anomaly.DUPLICATE}, message
+    assert outcome.anomalies <= {Anomaly.DUPLICATE, Anomaly.STATE_DIFFERS}, message
     ids: dict[str, set[bytes]] = {}
     for each in outcome.history.decisions:
         ids.setdefault(each.event_id, set()).add(each.record_id)
@@ -72,7 +75,7 @@ async def test_at_least_once_decides_each_payment_though_some_again_under_the_sa
 BROKEN = [
     pytest.param("commit_before_send", Kind.WORKER_KILLED, Anomaly.LOST_WRITE, id="commit_before_send"),
     pytest.param("offsets_outside", Kind.WORKER_KILLED, Anomaly.DUPLICATE, id="offsets_outside"),
-    pytest.param("no_fencing", Kind.WORKER_CUT_OFF, Anomaly.DUPLICATE, id="no_fencing"),
+    pytest.param("no_fencing", Kind.WORKER_STOPPED, Anomaly.DUPLICATE, id="no_fencing"),
 ]
 
 
@@ -88,10 +91,12 @@ async def test_a_delivery_that_is_broken_on_purpose_is_found_out(
         cluster_of(1),
         schedule,
         module=("tests.faults.broken", way),
+        # The broker's own last resort would hide what the worker lacks.
+        transaction_timeout_s=60,
         **guarantee(EXACTLY_ONCE),
     )
     print(outcome)
-    assert expected in outcome.anomalies, outcome
+    assert expected in outcome.anomalies, str(outcome)
 
 
 def test_every_fault_befalls_a_run_of_make_faults() -> None:
