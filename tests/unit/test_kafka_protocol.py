@@ -317,7 +317,7 @@ async def test_fenced_by_any_answer_is_the_end(brokers: Brokers, code: Code, cal
 
 
 @pytest.mark.parametrize("code", sorted(NOT_MEMBER))
-async def test_offsets_of_a_group_that_moved_on_fail_the_transaction(brokers: Brokers, code: Code) -> None:
+async def test_a_transaction_whose_offsets_were_refused_is_not_committed(brokers: Brokers, code: Code) -> None:
     producer = await started(brokers)
     brokers.will("TxnOffsetCommit", code)
     with pytest.raises(NotMember, match=name_of(code)):
@@ -328,6 +328,18 @@ async def test_offsets_of_a_group_that_moved_on_fail_the_transaction(brokers: Br
     await producer.abort()
     assert brokers.calls() == ["EndTxn"]
     await producer.produce([output()])
+
+
+async def test_offsets_that_were_refused_may_be_sent_again(brokers: Brokers) -> None:
+    """In a rebalance the broker has the new generation an answer sooner than the worker."""
+    producer = await started(brokers)
+    brokers.will("TxnOffsetCommit", min(NOT_MEMBER))
+    with pytest.raises(NotMember):
+        await producer.send_offsets(MEMBER, {("in", 0): (1, "")})
+    await producer.send_offsets(MEMBER, {("in", 0): (1, "")})
+    brokers.calls()
+    await producer.commit()
+    assert brokers.calls() == ["EndTxn"]
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,8 @@ class TransactionalProducer:
         self._added: set[Place] = set()
         self._groups: set[str] = set()
         self._doubt = False
+        # The group refused the offsets, and has not taken them since.
+        self._refused = False
 
     @property
     def stage(self) -> Stage:
@@ -202,7 +204,8 @@ class TransactionalProducer:
             # Offsets have no sequence numbers. Should the lost request be carried out late, behind another
             # producer's newer offsets, the group would keep these, which were written last.
             raise TransactionAborted(self.transactional_id, "its offsets may arrive once more")
-        if answer.code in codes.NOT_MEMBER:
+        self._refused = answer.code in codes.NOT_MEMBER
+        if self._refused:
             raise NotMember(member.group, answer.code)
         if answer.code == Code.GROUP_AUTHORIZATION_FAILED:
             raise denied(self._settings, f"use consumer group {member.group}")
@@ -268,7 +271,7 @@ class TransactionalProducer:
             await work()
             done = True
         except NotMember:
-            # Only the offsets were refused: they may be sent again under the next generation.
+            # Only the offsets were refused: until they are sent again, `commit` does nothing.
             done = True
             raise
         except Fenced:
@@ -319,6 +322,8 @@ class TransactionalProducer:
             match self._stage:
                 case Stage.READY:
                     return
+                case Stage.OPEN if self._refused:
+                    raise TransactionAborted(self.transactional_id, "its offsets were refused")
                 case Stage.OPEN | Stage.COMMITTING:
                     self._stage = Stage.COMMITTING
                 case _:
@@ -385,7 +390,7 @@ class TransactionalProducer:
                 self._stage = Stage.FENCED
                 raise
         self._sender.take(identity)
-        self._added, self._groups, self._doubt = set(), set(), False
+        self._added, self._groups, self._doubt, self._refused = set(), set(), False, False
         self._stage = Stage.READY
 
     async def stable_offsets(
