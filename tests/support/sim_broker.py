@@ -10,11 +10,10 @@ itself, the epoch is raised at each end) and Kafka 4.1's TransactionCoordinator 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from tests.support.sim_group import Respond, SimGroup
 from weir.kafka._codes import Code
-from weir.streams.assignor import Warmth, holders, step
 
 Place = tuple[str, int]
-Respond = Callable[[Any], None]
 
 OFFSETS: Place = ("__consumer_offsets", 0)
 
@@ -81,18 +80,6 @@ class Transaction:
         return self.state.startswith("prepare")
 
 
-class Member:
-    """A consumer of the group."""
-
-    __slots__ = ("heard_s", "id", "respond", "said")
-
-    def __init__(self, id: str) -> None:
-        self.id = id
-        self.heard_s = 0.0
-        self.respond: Respond | None = None
-        self.said = Warmth()
-
-
 class SimBroker:
     """All of a cluster's answers; see the module.
 
@@ -110,16 +97,15 @@ class SimBroker:
         *,
         later: Callable[..., Any],
         now: Callable[[], float],
-        random: Any,
+        random: Callable[[], float],
         session_s: float,
         rebalance_s: float,
         marker_s: float,
         decided: Callable[[Transaction, bool], None],
     ) -> None:
         self.logs = {place: Log() for place in places}
-        self._inputs = inputs
         self._later, self._now, self._random = later, now, random
-        self._session_s, self._rebalance_s, self.marker_s = session_s, rebalance_s, marker_s
+        self._marker_s = marker_s
         self._decided = decided
         self.transactions: dict[str, Transaction] = {}
         self._by_pid: dict[int, Transaction] = {}
@@ -127,14 +113,14 @@ class SimBroker:
         self.offsets: dict[Place, tuple[int, str, int]] = {}
         self.pending: dict[int, dict[Place, tuple[int, str, int]]] = {}
         self._offset_index = 0
-        self.generation, self.group_state = 0, "empty"  # empty, preparing, stable
-        self.members: dict[str, Member] = {}
-        self._assignment: dict[str, tuple[list[Place], bool]] = {}
-        # Whether partitions move far more than they have to.
-        self.wild = False
-        self._wild: dict[Place, str] = {}
-        self._wild_ids: list[str] = []
-        self._member_count = self._rebalance_count = 0
+        self.group = SimGroup(
+            inputs,
+            later=later,
+            now=now,
+            random=random,
+            session_s=session_s,
+            rebalance_s=rebalance_s,
+        )
         self._waiters: list[tuple[Respond, list[tuple[Place, int]], int]] = []
         # Switched off by the tests of the checker.
         self.checks_generation = True
@@ -299,10 +285,10 @@ class SimBroker:
         transaction.epoch += 1
         transaction.state = "prepare_commit" if commit else "prepare_abort"
         for place, segment in transaction.places.items():
-            delay_s = self._random() * self.marker_s * (20 if self._random() < 0.05 else 1)
+            delay_s = self._random() * self._marker_s * (20 if self._random() < 0.05 else 1)
             self._later(delay_s, self._mark, transaction, place, segment, commit)
 
-    # -- group coordinator ---------------------------------------------------------------------------------
+    # -- the group's offsets -------------------------------------------------------------------------------
 
     def txn_offset_commit(
         self, pid: int, epoch: int, generation: int, member: str, offsets: dict[Place, tuple[int, str]]
@@ -310,9 +296,9 @@ class SimBroker:
         """Add offsets to the transaction, if the member is of the group's generation."""
         # As Kafka does: with neither a generation nor a member nothing is checked.
         if self.checks_generation and (generation >= 0 or member):
-            if member not in self.members:
+            if member not in self.group.members:
                 return Code.UNKNOWN_MEMBER_ID
-            if generation != self.generation:
+            if generation != self.group.generation:
                 return Code.ILLEGAL_GENERATION
         if (refused := self._add(pid, epoch, OFFSETS)) is not Code.NONE:
             return refused
@@ -320,6 +306,15 @@ class SimBroker:
         for place, (offset, owner) in offsets.items():
             self._offset_index += 1
             pending[place] = offset, owner, self._offset_index
+        return Code.NONE
+
+    def offset_commit(self, generation: int, member: str, offsets: dict[Place, tuple[int, str]]) -> Code:
+        """Offsets of no transaction."""
+        if member not in self.group.members or generation != self.group.generation:
+            return Code.ILLEGAL_GENERATION
+        for place, (offset, owner) in offsets.items():
+            self._offset_index += 1
+            self.offsets[place] = offset, owner, self._offset_index
         return Code.NONE
 
     def offset_fetch(self, places: Sequence[Place]) -> Any:
@@ -331,101 +326,3 @@ class SimBroker:
     def last_owners(self, places: Sequence[Place]) -> list[str]:
         """Who last committed each of these, be it that a transaction is about to change it."""
         return sorted({self.offsets[place][1] for place in places if place in self.offsets})
-
-    def join(self, respond: Respond, member_id: str, said: Warmth) -> None:
-        """Answer (generation, member id) once all members have joined, or their time is over."""
-        if member_id and member_id not in self.members:
-            respond(Code.UNKNOWN_MEMBER_ID)
-            return
-        if not member_id:
-            self._member_count += 1
-            member_id = f"m{self._member_count}"
-            member = self.members[member_id] = Member(member_id)
-            member.heard_s = self._now()
-            self._later(self._session_s, self._check_session, member)
-        member = self.members[member_id]
-        member.respond, member.said, member.heard_s = respond, said, self._now()
-        self._rebalance()
-        self._later(0.003, self._join_if_all, self._rebalance_count)
-
-    def _rebalance(self) -> None:
-        if self.group_state != "preparing":
-            self.group_state = "preparing"
-            self._rebalance_count += 1
-            self._later(self._rebalance_s, self._join_those_here, self._rebalance_count)
-
-    def _join_if_all(self, count: int) -> None:
-        if all(member.respond is not None for member in self.members.values()):
-            self._join_those_here(count)
-
-    def _join_those_here(self, count: int) -> None:
-        if self.group_state != "preparing" or count != self._rebalance_count:
-            return
-        self.members = {id: member for id, member in self.members.items() if member.respond is not None}
-        self.generation += 1
-        self.group_state = "stable" if self.members else "empty"
-        self._assignment = (self._moved_about if self.wild else self._assigned)()
-        for member in self.members.values():
-            respond, member.respond, member.heard_s = member.respond, None, self._now()
-            assert respond is not None
-            respond((self.generation, member.id))
-
-    def _assigned(self) -> dict[str, tuple[list[Place], bool]]:
-        """As Weir's own assignor, on whichever member leads, has it."""
-        parts = step({id: member.said for id, member in self.members.items()}, self._inputs)
-        return {id: (sorted(part.active), part.unsettled) for id, part in parts.items()}
-
-    def _moved_about(self) -> dict[str, tuple[list[Place], bool]]:
-        """Another member for each partition whenever members come or go, in two rounds."""
-        ids = [id for id, member in self.members.items() if not member.said.leaving] or list(self.members)
-        if ids != self._wild_ids:
-            self._wild_ids = ids
-            self._wild = {place: ids[int(self._random() * len(ids))] for place in self._inputs if ids}
-        holder = holders({id: member.said for id, member in self.members.items()})
-        given: dict[str, list[Place]] = {id: [] for id in self.members}
-        unsettled = False
-        for place, id in self._wild.items():
-            if holder.get(place, id) == id:
-                given[id].append(place)
-            else:
-                unsettled = True
-        return {id: (places, unsettled) for id, places in given.items()}
-
-    def sync(self, member_id: str, generation: int) -> Any:
-        """(places, whether another round follows) of a member that has joined."""
-        if member_id not in self.members:
-            return Code.UNKNOWN_MEMBER_ID
-        if generation != self.generation:
-            return Code.ILLEGAL_GENERATION
-        if self.group_state == "preparing":
-            return Code.REBALANCE_IN_PROGRESS
-        self.members[member_id].heard_s = self._now()
-        return self._assignment[member_id]
-
-    def heartbeat(self, member_id: str, generation: int) -> Code:
-        """Whether the member is still one, and nothing has to be done."""
-        member = self.members.get(member_id)
-        if member is None:
-            return Code.UNKNOWN_MEMBER_ID
-        if generation != self.generation:
-            return Code.ILLEGAL_GENERATION
-        member.heard_s = self._now()
-        return Code.REBALANCE_IN_PROGRESS if self.group_state == "preparing" else Code.NONE
-
-    def leave(self, member_id: str) -> Code:
-        """The member's places are given to the others."""
-        if self.members.pop(member_id, None) is not None:
-            self._rebalance()
-            self._join_if_all(self._rebalance_count)
-        return Code.NONE
-
-    def _check_session(self, member: Member) -> None:
-        if self.members.get(member.id) is not member:
-            return
-        silent_s = self._now() - member.heard_s
-        if member.respond is not None:
-            silent_s = 0.0
-        if silent_s >= self._session_s - 1e-9:
-            self.leave(member.id)
-        else:
-            self._later(self._session_s - silent_s, self._check_session, member)

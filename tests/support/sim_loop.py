@@ -198,6 +198,7 @@ class SimLoop(asyncio.AbstractEventLoop):
                 process.steps += 1
                 if process.steps == process.fuse:
                     self.kill(process)
+                    process.parked.append(handle)
                     continue
             self.steps += 1
             handle._context.run(callback, *handle._args)

@@ -1,11 +1,4 @@
-"""A service for the simulation, whose outputs show every wrong turn of its state, and what they have to be.
-
-A record is (key, number, poison). For each key of a partition there is a count and a chain: a hash of all
-that came before, so that an output tells whether the state was right when it was made. What a side topic
-says of a key is added to its marks, whenever it comes. Beside it stands a table that all partitions share,
-into which each worker lets every partition's records enter, by a journal, and the side topic's. Changes
-belong to epochs and can be undone.
-"""
+"""A service for the simulation: keyed state that can be undone, a changelog, a table shared by a journal."""
 
 import asyncio
 from collections import deque
@@ -15,110 +8,33 @@ from random import Random
 from typing import Any
 
 from tests.support.sim_broker import SimBroker
-from tests.support.sim_client import Network, Unavailable
+from tests.support.sim_expected import (
+    CHANGES,
+    DEAD,
+    INPUT,
+    JOURNAL,
+    MASK,
+    OUTPUT,
+    SIDE,
+    Expected,
+    Row,
+    Violation,
+    mark,
+    marked_key,
+    step,
+    weight,
+)
+from tests.support.sim_net import Network, Unavailable
 from weir.errors import WeirError
 from weir.streams.batch import BatchGroup
 from weir.streams.output import Output
 from weir.streams.ports import Place
-
-INPUT, OUTPUT, CHANGES, JOURNAL, DEAD, SIDE = "input", "output", "changes", "journal", "dead", "side"
-_MASK = (1 << 61) - 1
-
-KEYS = 5
-
-Row = tuple[int, int, int]  # count, chain and marks
-
-
-class Violation(Exception):
-    """Something that must hold does not; the first words say what."""
-
-    def __init__(self, kind: str, detail: str) -> None:
-        self.kind = kind
-        super().__init__(f"{kind}: {detail}")
 
 
 class KeysAway(WeirError):
     """The key service gives no answer."""
 
     retriable = True
-
-
-def chained(chain: int, offset: int, number: int) -> int:
-    """The chain after one more record."""
-    return ((chain ^ offset) * 1_000_003 + number) & _MASK
-
-
-def weight(place: Place, offset: int, number: int) -> int:
-    """What a record adds to the shared table."""
-    return chained(place[1] * 7919 + (0 if place[0] == INPUT else 104729), offset, number)
-
-
-class Expected:
-    """What has to come out, computed from the input alone as it is written."""
-
-    def __init__(self, partition_count: int) -> None:
-        self.offsets: list[list[int]] = [[] for _ in range(partition_count)]
-        self.outputs: list[list[Any]] = [[] for _ in range(partition_count)]
-        self.dead: list[list[Any]] = [[] for _ in range(partition_count)]
-        self.changes: list[list[tuple[int, int, Row]]] = [[] for _ in range(partition_count)]
-        self.sides: list[int] = []
-        self._rows: list[dict[int, Row]] = [{} for _ in range(partition_count)]
-        self.shared, self.shared_count = 0, 0
-
-    def add(self, partition: int, offset: int, record: tuple[int, int, bool]) -> None:
-        """A record that was written to the input."""
-        key, number, poison = record
-        self.offsets[partition].append(offset)
-        if poison:
-            self.dead[partition].append((offset, number))
-            return
-        self.outputs[partition].append(step(self._rows[partition], offset, key, number))
-        self.changes[partition].append((offset, key, self._rows[partition][key]))
-        self.add_shared((INPUT, partition), offset, number)
-
-    def add_shared(self, place: Place, offset: int, number: int) -> None:
-        """A record of any kind that the shared table takes in."""
-        self.shared = (self.shared + weight(place, offset, number)) & _MASK
-        self.shared_count += 1
-
-    def add_side(self, number: int) -> None:
-        """A record that was written to the side topic."""
-        self.add_shared((SIDE, 0), len(self.sides), number)
-        self.sides.append(number)
-
-    def rows(self, partition: int, position: int, side: int = 1 << 60) -> dict[int, Row]:
-        """The state after everything before `position` of the input and `side` of the side topic."""
-        rows = {}
-        for offset, key, row in self.changes[partition]:
-            if offset >= position:
-                break
-            rows[key] = row
-        for number in self.sides[:side]:
-            mark(rows, partition, len(self.changes), number)
-        return rows
-
-    def next_offset(self, partition: int, position: int) -> int | None:
-        """The first record at or after `position`."""
-        return next((offset for offset in self.offsets[partition] if offset >= position), None)
-
-
-def step(rows: dict[int, Row], offset: int, key: int, number: int) -> Any:
-    """Take one record in; the output tells its offset, key, count, and the chain before it."""
-    count, chain, marks = rows.get(key, (0, 0, 0))
-    rows[key] = (count + 1, chained(chain, offset, number), marks)
-    return offset, key, count + 1, chain
-
-
-def marked_key(partition: int, partition_count: int, number: int) -> int | None:
-    """The key that a side record is about, if it is about one of this partition."""
-    return number // partition_count % KEYS if number % partition_count == partition else None
-
-
-def mark(rows: dict[int, Row], partition: int, partition_count: int, number: int) -> None:
-    """Take one side record in; in which order does not matter."""
-    if (key := marked_key(partition, partition_count, number)) is not None:
-        count, chain, marks = rows.get(key, (0, 0, 0))
-        rows[key] = (count, chain, (marks + number) & _MASK)
 
 
 @dataclass(slots=True)
@@ -157,6 +73,7 @@ class SimService:
 
     Args:
         expect: what the state has to be, to be checked at every turn.
+        stubborn: whether a cancellation of `restore` is swallowed, as clients do that are being closed.
         failing: whether the next group fails, as when a key cannot be had.
         check_rolled_back: told of (place, position) after a roll back.
         restored_whole: whether a place's state has to be as of this offset: nobody has moved it on since.
@@ -171,12 +88,13 @@ class SimService:
         partition_count: int,
         *,
         work_s: float,
+        stubborn: bool,
         failing: Callable[[], bool],
         check_rolled_back: Callable[[Place, int], None],
         restored_whole: Callable[[Place, int | None], bool],
     ) -> None:
         self._net, self._broker, self._random, self._expect = net, broker, random.random, expect
-        self._work_s, self._failing = work_s, failing
+        self._work_s, self._stubborn, self._failing = work_s, stubborn, failing
         self._check_rolled_back, self._restored_whole = check_rolled_back, restored_whole
         self.tables: dict[Place, Table] = {}
         self.shared = Shared()
@@ -216,7 +134,7 @@ class SimService:
     def _absorb(self, place: Place, offset: int, value: Any) -> None:
         shared = self.shared
         if place[0] == SIDE:
-            shared.total = (shared.total + weight(place, offset, value)) & _MASK
+            shared.total = (shared.total + weight(place, offset, value)) & MASK
             shared.count += 1
             return
         source = (INPUT, place[1])
@@ -233,7 +151,7 @@ class SimService:
         seen = shared.seen.get(source, 0)
         for offset, number in entries:
             if offset >= seen:
-                shared.total = (shared.total + weight(source, offset, number)) & _MASK
+                shared.total = (shared.total + weight(source, offset, number)) & MASK
                 shared.count += 1
         # One that was put out reads what others have decided already.
         shared.seen[source] = max(end, seen)
@@ -374,7 +292,12 @@ class SimService:
         rows: dict[int, Row] = {}
         position, marked = 0, (0, 0)
         while position < end:
-            answer = await self._net.call(self._broker.fetch, [(changes, position)], 20, 0.3, waits_s=0.4)
+            try:
+                answer = await self._net.call(self._broker.fetch, [(changes, position)], 20, 0.3, waits_s=0.4)
+            except asyncio.CancelledError:
+                if not self._stubborn:
+                    raise
+                continue
             if answer is None:
                 raise Unavailable("changes")
             for records, next_position in answer.values():

@@ -6,22 +6,12 @@ A run is a function of its seed. It raises `Violation` when something that must 
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
 import weir.streams.engine as engine_module
 from tests.support.sim_broker import OFFSETS, SimBroker, Transaction
-from tests.support.sim_client import (
-    GroupOffsets,
-    Membership,
-    Network,
-    SimConsumer,
-    SimLane,
-    Unavailable,
-)
-from tests.support.sim_loop import OUTSIDE, Process, SimLoop, Stuck
-from tests.support.sim_service import (
+from tests.support.sim_expected import (
     CHANGES,
     DEAD,
     INPUT,
@@ -29,89 +19,18 @@ from tests.support.sim_service import (
     OUTPUT,
     SIDE,
     Expected,
-    SimService,
     Violation,
 )
-from weir.kafka.errors import Fenced
+from tests.support.sim_loop import OUTSIDE, Process, SimLoop, Stuck
+from tests.support.sim_net import Network
+from tests.support.sim_plan import FAULTS_S, Plan
+from tests.support.sim_worker import Core, SimWorker
 from weir.streams.batch import RecordBatch
-from weir.streams.engine import Engine, Phase, Undecided
-from weir.streams.exactly_once import ExactlyOnce
+from weir.streams.engine import Phase
 from weir.streams.ports import Place
 
-FAULTS_S = 6.0
 # After the last fault everything has to be decided, whatever state it was left in.
 MENDED_S = 90.0
-
-
-@dataclass(frozen=True)
-class Core:
-    """The parts under test; the tests of the checker put broken ones in."""
-
-    engine: type[Engine] = Engine
-    delivery: type[ExactlyOnce] = ExactlyOnce
-    lane: type[SimLane] = SimLane
-    service: type[SimService] = SimService
-    prepare_broker: Callable[[SimBroker], None] = lambda broker: None
-
-
-@dataclass
-class Plan:
-    """What a seed draws: sizes, times, and which faults come when."""
-
-    random: Random
-    partitions: int = 0
-    workers: int = 0
-    records: int = 0
-    shuffled: bool = True
-    batch_rows: int = 0
-    rows_in_flight: int = 0
-    group_rows: int = 0
-    transaction_rows: int = 0
-    linger_s: float = 0.0
-    drain_s: float = 0.0
-    session_s: float = 0.0
-    rebalance_s: float = 0.0
-    transaction_s: float = 0.0
-    marker_s: float = 0.0
-    work_s: float = 0.0
-    delay_s: float = 0.0
-    loss: float = 0.0
-    slow: float = 0.0
-    failing: float = 0.0
-    faults: list[tuple[float, str]] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, seed: int) -> "Plan":
-        """The plan of a seed."""
-        random = Random(seed)
-        plan = cls(random)
-        pick = random.choice
-        plan.partitions, plan.workers = random.randint(2, 4), random.randint(1, 3)
-        plan.records = random.randint(40, 80)
-        plan.shuffled = random.random() < 0.8
-        plan.batch_rows, plan.group_rows = pick((1, 3, 8)), pick((2, 6, 20))
-        plan.rows_in_flight, plan.transaction_rows = pick((4, 12, 60)), pick((1, 8, 40))
-        plan.linger_s = pick((0.0, 0.005))
-        plan.drain_s = pick((0.05, 0.3, 1.0))
-        plan.session_s, plan.rebalance_s = pick((0.6, 1.2)), pick((0.8, 2.0))
-        plan.transaction_s = pick((0.8, 2.0, 5.0))
-        plan.marker_s, plan.work_s = pick((0.002, 0.02, 0.2)), pick((0.002, 0.02, 0.2))
-        plan.delay_s = pick((0.001, 0.003, 0.02))
-        plan.loss, plan.slow = pick((0.0, 0.01, 0.05)), pick((0.0, 0.01, 0.05))
-        plan.failing = pick((0.0, 0.0, 0.05, 0.2))
-        kinds = pick(
-            (
-                ("kill", "stop", "join", "leave", "cut", "down", "loss"),
-                ("kill", "fuse", "fuse"),
-                ("stop", "stop", "cut", "twin"),
-                ("join", "leave", "leave", "stop"),
-                ("down", "loss", "cut", "leave"),
-            )
-        )
-        plan.faults = sorted(
-            (random.uniform(0.1, FAULTS_S), pick(kinds)) for _ in range(random.randint(1, 7))
-        )
-        return plan
 
 
 class SimLog:
@@ -124,141 +43,23 @@ class SimLog:
         self._world.tell("log", event, *fields.items())
 
 
-class SimWorker:
-    """A worker process: the core over the simulated parts, and what its app does."""
-
-    def __init__(self, world: "World", slot: str, number: int) -> None:
-        self.world, self.slot = world, slot
-        self.name = f"{slot}/{number}"
-        self.process = Process(self.name)
-        self.leaving = self.replaced = self.hands_over = False
-        self._tasks: list[asyncio.Task[Any]] = []
-        self.engine: Engine | None = None
-        self.service: SimService | None = None
-        self._consumer: SimConsumer | None = None
-
-    async def main(self) -> None:
-        """Run until the process ends."""
-        world, plan = self.world, self.world.plan
-        net, broker = world.net, world.broker
-        member = Membership()
-        random = Random(world.random.random())
-        self._consumer = consumer = SimConsumer(
-            net,
-            broker,
-            member,
-            random,
-            heartbeat_s=plan.session_s / 4,
-            rebalance_s=plan.rebalance_s,
-            batch_rows_max=plan.batch_rows,
-            on_finish=world.finished,
-        )
-        self.service = service = world.core.service(
-            net,
-            broker,
-            random,
-            world.expect,
-            plan.partitions,
-            work_s=plan.work_s,
-            failing=lambda: not world.healed and random.random() < plan.failing,
-            check_rolled_back=self._check_rolled_back,
-            restored_whole=self._restored_whole,
-        )
-
-        def delivery(on_failure: Any, on_committed: Any) -> ExactlyOnce:
-            return world.core.delivery(
-                [
-                    world.core.lane(net, broker, f"{self.slot}-{lane}", self.name, plan.transaction_s, member)
-                    for lane in range(2)
-                ],
-                owner=self.name,
-                committed=GroupOffsets(net, broker, self.slot),
-                rows_max=plan.transaction_rows,
-                on_failure=on_failure,
-                on_committed=on_committed,
-            )
-
-        self.engine = engine = world.core.engine(
-            consumer,
-            service,
-            delivery,
-            rows_in_flight_max=plan.rows_in_flight,
-            group_rows_max=plan.group_rows,
-            linger_s=plan.linger_s,
-            drain_deadline_s=plan.drain_s,
-            on_fatal=self.fatal,
-        )
-        consumer.hooks = engine
-        self._watched(engine.start(), self._run)
-
-    def _watched(self, work: Any, then: Callable[[], None] | None = None) -> "asyncio.Task[Any]":
-        task = asyncio.create_task(work)
-
-        def ended(task: "asyncio.Task[Any]") -> None:
-            if task.cancelled():
-                return
-            if (error := task.exception()) is not None:
-                self.fatal(error)
-            elif then is not None:
-                then()
-
-        task.add_done_callback(ended)
-        return task
-
-    def _run(self) -> None:
-        assert self._consumer is not None
-        assert self.service is not None
-        self._tasks = [
-            self._watched(each)
-            for each in (self._consumer.coordinate(), self._consumer.fetch(), self.service.read_sides())
-        ]
-
-    def fatal(self, error: BaseException) -> None:
-        """Ends the process; its supervisor starts another, unless someone has its place."""
-        self.world.tell("fatal", self.name, repr(error))
-        if not isinstance(error, Fenced) and not self.world.excuses(error):
-            self.world.fail(error)
-        self.world.loop.kill(self.process)
-
-    async def shut_down(self) -> None:
-        """As on SIGTERM."""
-        self.leaving = True
-        if self.engine is None or self.engine.phase is Phase.CLOSED:
-            self.world.loop.kill(self.process)
-            return
-        if self.hands_over:
-            assert self._consumer is not None
-            await self._consumer.hand_over(self.world.plan.drain_s)
-        await self.engine.shutdown()
-        for task in self._tasks:
-            task.cancel()
-        assert self._consumer is not None
-        await self._consumer.leave()
-        self.world.tell("left", self.name)
-        self.world.loop.kill(self.process)
-
-    def _check_rolled_back(self, place: Place, position: int) -> None:
-        offset, owner = self.world.decided_offsets.get(place, (0, ""))
-        if owner == self.name and offset != position:
-            raise Violation(
-                "rolled back to no commit", f"{self.name}: {place} at {position}, committed {offset}"
-            )
-
-    def _restored_whole(self, place: Place, committed: int | None) -> bool:
-        return self.world.decided_offsets.get(place, (0, ""))[0] == (committed or 0)
-
-
 class World:
-    """One run; see the module."""
+    """One run; see the module.
 
-    def __init__(self, seed: int, core: Core | None = None, plan: Plan | None = None) -> None:
-        self.seed, self.core = seed, core or Core()
-        self.plan = plan or Plan.of(seed)
+    Args:
+        along: whether every commit is checked as it is decided; else what can be read at the end alone.
+    """
+
+    def __init__(self, seed: int, core: Core | None = None, *, along: bool = True) -> None:
+        self.core, self._along = core or Core(), along
+        self.plan = Plan.of(seed)
+        self.core.change_plan(self.plan)
         self.random = self.plan.random
         self.loop = SimLoop(Random(self.random.random()), shuffled=self.plan.shuffled)
         self.net = Network(self.loop, Random(self.random.random()))
         self.net.delay_s, self.net.loss = self.plan.delay_s, self.plan.loss
-        self.net.slow, self.net.twice = self.plan.slow, self.plan.loss
+        self.net.slow, self.net.twice = self.plan.slow, self.plan.twice
+        self.net.lost, self.net.late = self.plan.lost, self.plan.late
         self.expect = Expected(self.plan.partitions)
         self.inputs = [(INPUT, p) for p in range(self.plan.partitions)]
         self.broker = SimBroker(
@@ -279,8 +80,8 @@ class World:
             marker_s=self.plan.marker_s,
             decided=self.decided,
         )
-        self.net.quiet = self.broker.heartbeat
-        self.broker.wild = self.random.random() < 0.5
+        self.net.quiet = self.broker.group.heartbeat
+        self.broker.group.wild = self.plan.wild
         self.core.prepare_broker(self.broker)
         self.workers: list[SimWorker] = []
         self._all: list[SimWorker] = []
@@ -304,15 +105,10 @@ class World:
         if not self.over.done():
             self.over.set_result(None)
 
-    def excuses(self, error: BaseException) -> bool:
-        """Errors that a worker may end by; a supervisor starts it anew."""
-        # Undecided: markers may take longer than a revoke waits. Unavailable: at its start, with nothing read.
-        return isinstance(error, Undecided | Unavailable)
-
     def finished(self, batch: RecordBatch) -> None:
         """A core says that a batch's results are durable."""
         place = (batch.topic, batch.partition)
-        if self.decided_offsets.get(place, (0, ""))[0] <= batch.offset_last:
+        if self._along and self.decided_offsets.get(place, (0, ""))[0] <= batch.offset_last:
             self.fail(Violation("finished before its commit", f"{place} at {batch.offset_first}"))
 
     def decided(self, transaction: Transaction, commit: bool) -> None:
@@ -326,6 +122,9 @@ class World:
         for place, (offset, owner, _) in pending.items():
             p = place[1]
             before = self.decided_offsets.get(place, (0, ""))[0]
+            self.decided_offsets[place] = offset, owner
+            if not self._along:
+                continue
             if offset < before:
                 self.fail(Violation("offsets went back", f"{place}: {before} to {offset}"))
             rows = {key: row for key, row in held.pop((CHANGES, p), []) if key is not None}
@@ -337,7 +136,8 @@ class World:
                 want = [row for row in rows if before <= row[0] < offset]
                 if held.pop((topic, p), []) != want:
                     self.fail(Violation("a transaction's results and offsets differ", f"{topic} {p}: {want}"))
-            self.decided_offsets[place] = offset, owner
+        if not self._along:
+            return
         if strays := [place for place in held if place[0] in (OUTPUT, DEAD, CHANGES)]:
             self.fail(Violation("results without their offsets", f"{strays}"))
 
@@ -437,6 +237,7 @@ class World:
         self.healed = True
         self.net.down, self.net.cut = False, []
         self.net.loss = self.net.slow = self.net.twice = 0.0
+        self.net.lost = self.net.late = ()
         for worker in self._all:
             worker.process.fuse = -1
             if worker.process.stopped:
@@ -469,7 +270,7 @@ class World:
             partition = random.randrange(len(offsets))
             record = (random.randrange(5), random.getrandbits(30), random.random() < 0.04)
             self._later(at_s, write, partition, random.random() < 0.05, record)
-            if random.random() < 0.15:
+            if random.random() < self.plan.sides:
                 self._later(at_s, write_side, random.getrandbits(30))
             at_s += random.expovariate(1) * spread_s
 
@@ -483,14 +284,14 @@ class World:
         for _ in range(self.plan.workers):
             self._later(self.random.random() * 0.1, self.start_worker)
         self._later(FAULTS_S + 1.0, self._look)
-        try:
-            with self._in_place():
+        with self._in_place():
+            try:
                 self.loop.run(self.over, FAULTS_S + MENDED_S)
-        except Stuck:
-            self.failure = Violation("undecided", self._undecided())
-        finally:
-            self.net.closed = True
-            self.loop.close([worker.process for worker in self._all])
+            except Stuck:
+                self.fail(Violation("undecided", self._undecided()))
+            finally:
+                self.net.closed = True
+                self.loop.close([worker.process for worker in self._all])
         if self.failure is None:
             self._judge()
         if self.failure is not None:
@@ -536,7 +337,7 @@ class World:
             return False
         if any(worker.leaving for worker in self.workers) or not self.workers:
             return False
-        if self.broker.group_state != "stable" or len(self.broker.members) != len(self.workers):
+        if self.broker.group.state != "stable" or len(self.broker.group.members) != len(self.workers):
             return False
         return all(
             worker.engine is not None
