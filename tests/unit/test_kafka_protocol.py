@@ -317,7 +317,9 @@ async def test_fenced_by_any_answer_is_the_end(brokers: Brokers, code: Code, cal
 
 
 @pytest.mark.parametrize("code", sorted(NOT_MEMBER))
-async def test_a_transaction_whose_offsets_were_refused_is_not_committed(brokers: Brokers, code: Code) -> None:
+async def test_a_transaction_without_its_refused_offsets_is_not_committed(
+    brokers: Brokers, code: Code
+) -> None:
     producer = await started(brokers)
     brokers.will("TxnOffsetCommit", code)
     with pytest.raises(NotMember, match=name_of(code)):
