@@ -206,11 +206,13 @@ class SimConsumer:
                 continue
             helds = {place: (held, held.number) for place, held in self._places.items()}
             answer = await self._net.call(self._broker.fetch, wants, self._rows_max, 0.3, waits_s=0.4)
+            left = len(answer or {})
             for place, (records, position) in (answer or {}).items():
-                held, number = helds[place]
-                if held.number != number or held.held:
+                left -= 1
+                held, move = helds[place]
+                if held.number != move or held.held:
                     continue
                 held.position = position
                 if records:
-                    batch = RecordBatch(*place, [Record(*each) for each in records])
+                    batch = RecordBatch(*place, [Record(*each) for each in records], left > 0)
                     await self.hooks.put(SimTaken(batch, held, self._on_finish))

@@ -145,7 +145,7 @@ class SimLane:
             answer = await self._watched(self._send_offsets(generation, member, offsets))
             if answer is Code.NONE:
                 return
-            if answer is not Code.ILLEGAL_GENERATION or not await self._member.moves_on(generation):
+            if not await self._member.moves_on(generation):
                 self._stage = Stage.FAILED
                 raise NotMember(f"{self._id}: offsets: {answer.name}")
 

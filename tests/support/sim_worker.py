@@ -146,6 +146,8 @@ class SimWorker:
             assert self._consumer is not None
             await self._consumer.hand_over(self.world.plan.drain_s)
         await self.engine.shutdown()
+        # The group may still have something to say.
+        await asyncio.sleep(self.world.random.random() * 0.3)
         for task in self._tasks:
             task.cancel()
         assert self._consumer is not None
