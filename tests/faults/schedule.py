@@ -45,6 +45,7 @@ class Part(StrEnum):
     """What a fault is done to."""
 
     WORKER = "worker"
+    SPARE = "spare"
     BROKER = "broker"
     STREAM = "stream"
     TRITON = "triton"
@@ -64,13 +65,13 @@ class Need:
     disk: bool = False
 
 
-# A worker that is silent for longer than its session, 6 s in these runs, loses its partitions to another; that
-# takes about two seconds more.
+# A worker that is silent for longer than its session, 6 s in these runs, loses its partitions to another;
+# that takes two seconds more.
 FAULTS: dict[Kind, Need] = {
     Kind.WORKER_KILLED: Need(Part.WORKER, (0.2, 3.0)),
     Kind.WORKER_STOPPED: Need(Part.WORKER, (9.5, 11.5)),
     Kind.WORKER_CUT_OFF: Need(Part.WORKER, (9.5, 11.5)),
-    Kind.WORKER_JOINS: Need(Part.WORKER, (3.0, 5.0)),
+    Kind.WORKER_JOINS: Need(Part.SPARE, (3.0, 5.0)),
     Kind.WORKERS_RESTARTED: Need(Part.WORKER, (1.0, 2.0)),
     Kind.LINK_SLOW: Need(Part.WORKER, (3.0, 6.0)),
     Kind.LINK_HALF_OPEN: Need(Part.WORKER, (3.0, 11.0)),
@@ -87,7 +88,7 @@ FAULTS: dict[Kind, Need] = {
     Kind.BROKER_UNCLEAN: Need(Part.BROKER, (0.2, 2.0)),
     Kind.BROKER_ISOLATED: Need(Part.BROKER, (5.0, 8.0), brokers=3),
     Kind.BROKER_DISK_FULL: Need(Part.BROKER, (3.0, 5.0), brokers=3, disk=True),
-    Kind.ROLLING_RESTART: Need(Part.BROKER, (1.0, 1.0), brokers=3),
+    Kind.ROLLING_RESTART: Need(Part.BROKER, (0.2, 1.0), brokers=3),
 }
 
 

@@ -50,6 +50,7 @@ async def test_each_payment_is_decided_once_in_order_and_on_its_true_history_thr
     assert len(outcome.history.decisions) > 500, again(outcome, scenario.name)
 
 
+@getattr(pytest.mark, LONG)
 async def test_at_least_once_decides_each_payment_though_some_again_under_the_same_id(
     cluster_of: ClusterOf, fault_seed: int | None
 ) -> None:

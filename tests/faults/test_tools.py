@@ -42,12 +42,13 @@ class Echo:
 
     def _run(self) -> None:
         self._loop.run_until_complete(self._listen())
+        # Not before the loop runs for good: a stop that comes earlier would be over by then.
+        self._loop.call_soon(self._ready.set)
         self._loop.run_forever()
 
     async def _listen(self) -> None:
         self._server = server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]
-        self._ready.set()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(1000):

@@ -314,7 +314,7 @@ def running_cluster(folder: Path, node_count: int = 1) -> Iterator[Cluster]:
         brokers += _brokers(folder, node_count, network, stack)
         for broker in brokers:
             broker.server.start()
-            stack.callback(broker.server.stop, 1.0)
+            stack.callback(broker.server.kill)
         grpc_port, triton_metrics_port, keys_port, keys_metrics_port = quiet_ports(4)
         triton = TritonServer(
             layout.MODEL_SOURCES,
