@@ -205,6 +205,16 @@ class InForce:
     rules: Rules
 
 
+def compile_policy(data: bytes, path: Path, features: Sequence[str]) -> InForce:
+    """The policy that these bytes say, with its rules over these features; `path` is for the error's text.
+
+    Raises:
+        PolicyError: not a policy, or a rule names what the model does not have; one line.
+    """
+    policy = parse_policy(data, path)
+    return InForce(policy, Rules.compile(policy.rule_list, features, where=str(path)))
+
+
 class PolicyFile:
     """The policy in force and its compiled rules; keeps the last good state of a file that changes.
 
@@ -212,15 +222,20 @@ class PolicyFile:
         path: the file.
         features: the model's features in its order; a rule that names another is refused.
         on_reload: told "loaded" or "refused" for each change, for the metric.
+        keep: given the bytes of each policy before it is in force.
 
     Raises:
         PolicyError: the file is not usable at the start, when there is no last good state yet.
     """
 
     def __init__(
-        self, path: Path, features: Sequence[str], on_reload: Callable[[ReloadResult], None] | None = None
+        self,
+        path: Path,
+        features: Sequence[str],
+        on_reload: Callable[[ReloadResult], None] | None = None,
+        keep: Callable[[bytes], None] | None = None,
     ) -> None:
-        self.path, self._features, self._on_reload = path, tuple(features), on_reload
+        self.path, self._features, self._on_reload, self._keep = path, tuple(features), on_reload, keep
         self._stamp = _stamp(path)
         data = read_file(path)
         self._seen_sha256 = hashlib.sha256(data).hexdigest()
@@ -232,8 +247,10 @@ class PolicyFile:
         return self.in_force.policy
 
     def _compile(self, data: bytes) -> "InForce":
-        policy = parse_policy(data, self.path)
-        return InForce(policy, Rules.compile(policy.rule_list, self._features, where=str(self.path)))
+        compiled = compile_policy(data, self.path, self._features)
+        if self._keep:
+            self._keep(data)
+        return compiled
 
     def reload_if_changed(self) -> bool:
         """True when a changed and valid file was taken. A broken one is reported once and changes nothing.

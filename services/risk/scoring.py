@@ -9,6 +9,7 @@ from typing import Any
 
 from services.risk.decide import ModelRef, Scores
 from services.risk.reading import ReadBatch
+from services.risk.settings import RiskSettings
 from services.risk.writing import Scored
 from weir.errors import ConfigError, IntegrityError, MissingPart
 from weir.features.payments import DEFAULT, FEATURES
@@ -20,6 +21,9 @@ from weir.obs.metrics import Metrics
 OUTPUTS = ("logit", "probability", "contributions")
 # Contributions are float32 sums of a few dozen terms; more than this is another model than its card says.
 SUM_TOLERANCE_LOGIT = 1e-3
+# A row's score must not depend on the batch it came in: ONNX Runtime computes a call's last rows, beyond the
+# last whole vector, by another loop, whose exponential differs in the last bit. No vector is longer than 16.
+ROW_MULTIPLE = 16
 
 log = get_logger("weir.risk.scoring")
 
@@ -74,6 +78,11 @@ def _folder(repository: Path, name: str, version: str | None) -> Path:
     if not versions:
         raise MissingPart(f"{folder}: no model version there. Run `weir train risk`, or correct [risk].")
     return folder / str(versions[0])
+
+
+def rows_max_of(settings: RiskSettings) -> int:
+    """Rows of one call at most: what is set, in whole multiples."""
+    return max(settings.model_rows_max // ROW_MULTIPLE, 1) * ROW_MULTIPLE
 
 
 class ModelScoring:

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
 
+from services.risk.archive import PolicyArchive
 from services.risk.labels import LabelReading
 from services.risk.policy import PolicyFile
 from services.risk.processor import RiskProcessor
 from services.risk.reading import PaymentReading
 from services.risk.reasons import ReasonTable
 from services.risk.restore import Restoring
-from services.risk.scoring import OUTPUTS, ModelScoring, ServedModel
+from services.risk.scoring import OUTPUTS, ROW_MULTIPLE, ModelScoring, ServedModel, rows_max_of
 from services.risk.settings import RiskSettings
 from services.risk.snapshots import Snapshots
 from services.risk.state import RiskState, StateTopics
@@ -167,7 +168,8 @@ async def open_worker(
     """
     model = ServedModel.read(settings.model_repository, settings.model, settings.model_version)
     reasons = ReasonTable.load(settings.reasons, model.features)
-    policy = PolicyFile(settings.policy, model.features, metrics.policy_reloaded)
+    archive = PolicyArchive(settings.data_dir / "policies")
+    policy = PolicyFile(settings.policy, model.features, metrics.policy_reloaded, archive.keep)
     topics, client_id = to.topics, identity.name
     async with AsyncExitStack() as stack:
         stack.enter_context(own_folder(settings.data_dir))
@@ -197,7 +199,8 @@ async def open_worker(
                 model.ref.name,
                 model.ref.version,
                 outputs=OUTPUTS,
-                rows_max=settings.model_rows_max,
+                rows_max=rows_max_of(settings),
+                row_multiple=ROW_MULTIPLE,
                 deadline_s=settings.score_deadline_ms / 1000,
                 metrics=metrics.model(model.ref.name),
             )
