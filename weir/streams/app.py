@@ -147,8 +147,11 @@ class BatchApp(faust.App):
             await cast(Any, self.consumer).begin(tp)
 
     async def on_stop(self) -> None:
-        """Hand the partitions to the other workers while they all decide on, then stop."""
-        if self._consumer is not None:
+        """Hand the partitions to the other workers while they all decide on, then stop.
+
+        A worker that gives up hands nothing over: its group may be gone, and its thread with it.
+        """
+        if self._consumer is not None and self.fatal is None:
             await cast(Any, self.consumer).hand_over(self.drain_deadline_s)
         await super().on_stop()
 

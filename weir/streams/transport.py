@@ -293,13 +293,13 @@ class BatchConsumer(driver.Consumer):
 
         Returns: False when there is nobody to take them, or the deadline passed.
         """
-        ends = time.monotonic() + deadline_s
         if not self._batch_thread.cooperative or self.group_member() is None:
             return False
         self._settled.clear()
-        await self._batch_thread.rejoin(True)
         try:
-            await asyncio.wait_for(self._settled.wait(), max(ends - time.monotonic(), 0))
+            async with asyncio.timeout(deadline_s):
+                await self._batch_thread.rejoin(True)
+                await self._settled.wait()
         except TimeoutError:
             return False
         return not self._held
