@@ -162,8 +162,7 @@ class Engine:
             if self._phase is Phase.STOPPED:
                 return
             await self._stop_reading()
-            for place in list(self._restoring):
-                await self._cancel_restore(place)
+            await self._cancel_restores(list(self._restoring))
             if self._phase is Phase.RUNNING and not self._broken.is_set():
                 await self._drain()
             self._phase = Phase.STOPPED
@@ -216,9 +215,6 @@ class Engine:
         """From now on nothing is read of these; returns those among them that had been read."""
         if self._phase is Phase.STOPPED:
             return set()
-        for place in set(lost) & self._restoring.keys():
-            await self._cancel_restore(place)
-            self._processor.drop(place)
         going = set(lost) & self._ready
         self._source.hold(sorted(going))
         self._ready -= going
@@ -226,6 +222,8 @@ class Engine:
         # would change the state of these as well, in transactions that end after another has got them.
         for place in going:
             self._processor.drop(place)
+        # Last, because it waits, and a restore that ends meanwhile would be taken for one that was ready.
+        await self._cancel_restores(set(lost) & self._restoring.keys())
         return going
 
     async def _drain(self) -> None:
@@ -285,10 +283,14 @@ class Engine:
         if place in self._ready:
             self._source.let_go([place])
 
-    async def _cancel_restore(self, place: Place) -> None:
-        if (task := self._restoring.pop(place, None)) is not None:
+    async def _cancel_restores(self, places: Collection[Place]) -> None:
+        tasks = [self._restoring.pop(place) for place in sorted(places)]
+        for task in tasks:
             task.cancel()
-            await asyncio.wait([task])
+        if tasks:
+            await asyncio.wait(tasks)
+        for place in places:
+            self._processor.drop(place)
 
     async def _until_answered(self, ask: Callable[[], Awaitable[T]]) -> T:
         """Ask again and again while the neighbour is away; another error is the caller's."""
