@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.sim_broken import BROKEN, BROKEN_TO_SEE, PLANS, first_found
+from tests.support.sim_broken import BROKEN, BROKEN_TO_SEE, ONCE_OURS, PLANS, first_found
 from tests.support.sim_worker import Core
 
 
@@ -12,6 +12,10 @@ def test_a_wrong_core_is_found(wrong):
     found = first_found(core, range(seeds))
     assert found is not None, f"a core that {wrong} passed {seeds} schedules"
     print(found)
+
+
+def test_what_the_core_once_did_wrong_is_among_them():
+    assert set(ONCE_OURS) <= set(BROKEN)
 
 
 @pytest.mark.parametrize("wrong", BROKEN_TO_SEE)

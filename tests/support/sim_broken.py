@@ -166,6 +166,14 @@ class _ReadsWhatIsGone(Engine):
         return True
 
 
+class _ClosesInTurn(Engine):
+    async def _close(self, lost: Collection[Place]) -> set[Place]:
+        for place in sorted(set(lost) & self._restoring.keys()):
+            await self._cancel_restores({place} & self._restoring.keys())
+            self._processor.drop(place)
+        return await super()._close(lost)
+
+
 class _RevokesAtOnce(Engine):
     async def _drain(self) -> None:
         pass
@@ -189,6 +197,12 @@ def _moving(plan: Plan) -> None:
     plan.loss, plan.lost, plan.late = 0.0, (), ("produce",)
     plan.workers, plan.rows_in_flight, plan.group_rows = 2, 60, 2
     plan.faults = [(0.4 * number, "join" if number % 2 else "leave") for number in range(1, 14)]
+
+
+def _slow_to_restore(plan: Plan) -> None:
+    plan.stubborn, plan.partitions, plan.delay_s, plan.workers = True, 4, 0.02, 2
+    plan.loss, plan.slow, plan.session_s, plan.rebalance_s, plan.work_s = 0.05, 0.05, 0.6, 2.0, 0.002
+    plan.faults = [(0.3 * number, "stop") for number in range(1, 14)]
 
 
 def _no_fencing(broker: SimBroker) -> None:
@@ -217,6 +231,10 @@ BROKEN: Mapping[str, tuple[Core, int]] = {
     "keeps the state of what another has had": (Core(engine=_KeepsWhatItLost), 200),
     "changes what it gives away": (Core(engine=_DropsLate, change_plan=_moving), 200),
     "reads what was taken away while it waited": (Core(engine=_ReadsWhatIsGone), 200),
+    "closes one partition after the other": (
+        Core(engine=_ClosesInTurn, change_plan=_slow_to_restore),
+        200,
+    ),
     "gives away what is in flight": (Core(engine=_RevokesAtOnce), 200),
 }
 
@@ -231,7 +249,15 @@ BROKEN_TO_SEE = [
     "does not roll back",
     "gives away what is in flight",
 ]
-PLANS = (_losing_ends, _late_offsets, _moving)
+# What the core itself, or its producer, has done wrong until a schedule showed it: these are its regressions.
+ONCE_OURS = [
+    "takes offsets that did not move for a commit",
+    "sends offsets again whose answer was lost",
+    "changes what it gives away",
+    "reads what was taken away while it waited",
+    "closes one partition after the other",
+]
+PLANS = (_losing_ends, _late_offsets, _moving, _slow_to_restore)
 
 
 def first_found(core: Core, seeds: Sequence[int], **options: Any) -> tuple[int, str] | None:
