@@ -32,9 +32,9 @@ class Scenario:
 
 SCENARIOS = (
     Scenario(
-        "a_killed_worker_poison_and_a_killed_triton",
-        seed=60,
-        faults=(Kind.WORKER_KILLED, Kind.POISON, Kind.TRITON_KILLED),
+        "a_killed_worker_a_killed_triton_poison_and_a_set_clock",
+        seed=100,
+        faults=(Kind.WORKER_KILLED, Kind.TRITON_KILLED, Kind.POISON, Kind.CLOCK_JUMP),
         short=True,
     ),
     Scenario(
@@ -44,19 +44,21 @@ SCENARIOS = (
         broker_count=3,
         short=True,
     ),
-    Scenario("a_worker_cut_off_and_no_key_service", seed=43, faults=(Kind.WORKER_CUT_OFF, Kind.KEYS_KILLED)),
+    Scenario(
+        "a_worker_cut_off_no_key_service_and_a_flipped_snapshot",
+        seed=201,
+        faults=(Kind.WORKER_CUT_OFF, Kind.KEYS_KILLED, Kind.SNAPSHOT_FLIPPED),
+    ),
     Scenario(
         "half_open_and_slow_links_and_a_triton_that_hangs",
         seed=172,
         faults=(Kind.LINK_HALF_OPEN, Kind.LINK_SLOW, Kind.TRITON_STOPPED),
     ),
     Scenario(
-        "a_set_clock_a_full_disk_flipped_bits_and_a_worker_that_comes_and_goes",
-        seed=9,
+        "a_full_disk_a_flipped_changelog_row_and_a_worker_that_comes_and_goes",
+        seed=55,
         faults=(
-            Kind.CLOCK_JUMP,
             Kind.WORKER_DISK_FULL,
-            Kind.SNAPSHOT_FLIPPED,
             Kind.WORKER_JOINS,
             Kind.CHANGELOG_FLIPPED,
         ),

@@ -73,21 +73,19 @@ async def test_at_least_once_decides_each_payment_though_some_again_under_the_sa
     assert all(len(found) == 1 for found in ids.values()), message
 
 
-BROKEN = [
-    pytest.param("commit_before_send", Kind.WORKER_KILLED, Anomaly.LOST_WRITE, id="commit_before_send"),
-    pytest.param("offsets_outside", Kind.WORKER_KILLED, Anomaly.DUPLICATE, id="offsets_outside"),
-    pytest.param("no_fencing", Kind.WORKER_STOPPED, Anomaly.DUPLICATE, id="no_fencing"),
-]
+# No fencing is not among them: who takes over reads the changelog to its end, so it waits all the same
+# until the broker has ended what the zombie left open. The simulation breaks that too.
+BROKEN = [("commit_before_send", Anomaly.LOST_WRITE), ("offsets_outside", Anomaly.DUPLICATE)]
 
 
 @needs_exactly_once
 @getattr(pytest.mark, LONG)
-@pytest.mark.parametrize(("way", "fault", "expected"), BROKEN)
+@pytest.mark.parametrize(("way", "expected"), BROKEN)
 async def test_a_delivery_that_is_broken_on_purpose_is_found_out(
-    way: str, fault: Kind, expected: Anomaly, cluster_of: ClusterOf
+    way: str, expected: Anomaly, cluster_of: ClusterOf
 ) -> None:
-    """The same worker with one step of its delivery in the wrong place, and a fault that tells."""
-    schedule = Schedule.from_seed(1, faults=(fault,), seconds=7.0)
+    """The same worker with one step of its delivery in the wrong place, and kill -9, which tells."""
+    schedule = Schedule.from_seed(1, faults=(Kind.WORKER_KILLED,), seconds=6.0)
     outcome = await play(
         cluster_of(1),
         schedule,
