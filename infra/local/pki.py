@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-ROLES = ("risk-worker", "ledger", "reader", "analyst", "admin", "monitor")
+ROLES = ("risk-worker", "ledger", "reader", "analyst", "replay", "admin", "monitor")
 
 CA_DAYS = 3650
 LEAF_DAYS = 90

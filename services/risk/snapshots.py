@@ -6,6 +6,7 @@ its end before that commit: its rows are whole, so reading a few of them twice c
 
 import asyncio
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ class Snapshots:
             log.error("snapshot_damaged", error=str(error))
             return False
         state.terminals = terminals
-        state.positions = _from_dict(header["positions"])
+        state.positions = positions_of(header)
         return True
 
 
@@ -106,7 +107,9 @@ def _as_dict(positions: Positions) -> dict[str, dict[str, int]]:
     }
 
 
-def _from_dict(kept: dict[str, dict[str, int]]) -> Positions:
+def positions_of(header: Mapping[str, Any]) -> Positions:
+    """What the terminals in a snapshot stand for, by the file's header."""
+    kept: dict[str, dict[str, int]] = header["positions"]
     return Positions(
         **{name: {int(number): offset for number, offset in of.items()} for name, of in kept.items()}
     )

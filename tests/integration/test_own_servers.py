@@ -45,6 +45,7 @@ MATRIX = {
     "ledger": "--r-",
     "reader": "--r-",
     "analyst": "wwrr",
+    "replay": "rrr-",
     "admin": "ww-r",
     "monitor": "----",
 }

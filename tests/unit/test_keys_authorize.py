@@ -11,9 +11,10 @@ from weir.errors import AccessDenied, BadInput, ConfigError
 
 POLICY_FILE = KeysServiceSettings.model_fields["policy_file"].default
 POLICY = Policy.load(POLICY_FILE)
-ROLES = ("risk-worker", "ledger", "reader", "analyst", "admin", "monitor", "stranger", "")
+ROLES = ("risk-worker", "ledger", "reader", "analyst", "replay", "admin", "monitor", "stranger", "")
 DECISIONS, DLQ, PLAIN = "weir.decisions/C3", "weir.risk.dlq/C3", "bank.transactions/C3"
-DATA_KEYS = (DECISIONS, DLQ, PLAIN)
+REPLAYED = "weir.replay.decisions/C3"
+DATA_KEYS = (DECISIONS, DLQ, PLAIN, REPLAYED)
 READING = ("ledger", "delivery", "investigation", "replay", "curiosity")
 
 ALLOWED = {
@@ -25,12 +26,18 @@ ALLOWED = {
     ("analyst", Action.OPEN, DECISIONS, "investigation"),
     ("analyst", Action.OPEN, DLQ, "investigation"),
     ("analyst", Action.OPEN, DLQ, "replay"),
+    ("analyst", Action.OPEN, REPLAYED, "investigation"),
+    ("replay", Action.OPEN, DECISIONS, "replay"),
+    ("replay", Action.OPEN, REPLAYED, "replay"),
+    ("replay", Action.SEAL, REPLAYED, "sealing"),
+    ("replay", Action.PSEUDONYMISE, "tenant/bank", "pseudonymising"),
     ("admin", Action.OPEN, DLQ, "replay"),
     ("admin", Action.LIST, "keys", "administration"),
     ("admin", Action.REWRAP, "keys", "administration"),
     ("admin", Action.ROTATE, DECISIONS, "administration"),
     ("admin", Action.ROTATE, DLQ, "administration"),
     ("admin", Action.ROTATE, PLAIN, "administration"),
+    ("admin", Action.ROTATE, REPLAYED, "administration"),
     ("monitor", Action.LIST, "keys", "administration"),
 }
 

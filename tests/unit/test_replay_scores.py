@@ -36,7 +36,7 @@ class Asked(ModelClient):
         self.model, self.row_counts = model, []
 
     def _call(self):
-        async def call(request, timeout):
+        async def call(request, timeout):  # noqa: ASYNC109 - as gRPC calls it
             (head,) = (each for each in self._writer._heads.items() if request.startswith(each[1]))
             rows, width = head[0]
             self.row_counts.append(rows)

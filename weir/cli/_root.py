@@ -56,6 +56,7 @@ INSTALLED: dict[str, tuple[Command, ...]] = {
         ),
     ),
     "simulate": (Command("simulate", "Run a synthetic bank, to files or to Kafka.", EVENTS, single=True),),
+    "replay": (Command("replay", "Decide past events again, and compare.", EVENTS, single=True),),
     "train": (Command("train", "Make a model from labelled events.", MODELS),),
     "evaluate": (Command("evaluate", "Measure a model, or a baseline, on labelled events.", MODELS),),
     "models": (Command("models", "The models in the repository: list them, check them.", MODELS),),
