@@ -53,7 +53,7 @@ def streams(
                 st.integers(0, 50_000_000),
                 st.sampled_from([0, 1000, HOUR_MS // 2, 5 * HOUR_MS, DAY_MS, 9 * DAY_MS, 40 * DAY_MS])
                 | st.integers(-50 * HOUR_MS, 50 * HOUR_MS)
-                | st.just(-32 * DAY_MS),
+                | st.integers(-40, 40).map(lambda days: days * DAY_MS),
                 st.integers(0, 4),
             ),
             min_size=1,

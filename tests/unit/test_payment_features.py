@@ -6,31 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.slow_features import DAY_MS, HOUR_MS, SlowState
-from weir.features.payments import FEATURES, FeatureSpec, Labels, Payments, PaymentState, StateFull
-
-START_MS = 1_767_225_600_000  # 1 January 2026
-
-
-def payments(rows: list[tuple[int, int, int, int, int]]) -> Payments:
-    account, terminal, amount, event_ms, channel = zip(*rows, strict=True)
-    return Payments(
-        np.array(account, np.uint64),
-        np.array(terminal, np.uint64),
-        np.array(amount, np.int64),
-        np.array(event_ms, np.int64),
-        np.array(channel, np.int8),
-    )
-
-
-def labels(rows: list[tuple[int, int, int, int, bool]]) -> Labels:
-    account, terminal, event_ms, reported_ms, is_fraud = zip(*rows, strict=True)
-    return Labels(
-        np.array(account, np.uint64),
-        np.array(terminal, np.uint64),
-        np.array(event_ms, np.int64),
-        np.array(reported_ms, np.int64),
-        np.array(is_fraud, np.bool_),
-    )
+from tests.support.states import START_MS, labels, payments, streams
+from weir.features.payments import FEATURES, FeatureSpec, Payments, PaymentState, StateFull
 
 
 def state_of(spec: FeatureSpec | None = None, entities: int = 1000) -> PaymentState:
@@ -39,38 +16,6 @@ def state_of(spec: FeatureSpec | None = None, entities: int = 1000) -> PaymentSt
 
 def column(features: np.ndarray, name: str) -> list[float]:
     return features[:, FEATURES.index(name)].tolist()
-
-
-@st.composite
-def streams(draw: st.DrawFn) -> list[tuple]:
-    """Payments and labels of few entities over some months: bursts, long silences, steps back in time."""
-    at, sent = START_MS, []
-    steps = draw(
-        st.lists(
-            st.tuples(
-                st.sampled_from(["pay", "pay", "pay", "pay", "label"]),
-                st.integers(1, 3),
-                st.integers(1, 2),
-                st.integers(0, 50_000_000),
-                st.sampled_from([0, 1000, HOUR_MS // 2, 5 * HOUR_MS, DAY_MS, 9 * DAY_MS, 40 * DAY_MS])
-                | st.integers(-50 * HOUR_MS, 50 * HOUR_MS)
-                | st.just(-32 * DAY_MS),
-                st.integers(0, 4),
-            ),
-            min_size=1,
-            max_size=60,
-        )
-    )
-    stream: list[tuple] = []
-    for what, account, terminal, amount, step, channel in steps:
-        if what == "label" and sent:
-            paid = sent[amount % len(sent)]
-            stream.append(("label", (paid[0], paid[1], paid[3], at, amount % 5 != 0)))
-            continue
-        at = max(at + step, START_MS)
-        sent.append((account, terminal, amount, at, channel))
-        stream.append(("pay", sent[-1]))
-    return stream
 
 
 @settings(deadline=None, max_examples=150)

@@ -1,5 +1,7 @@
 """A terminals' table is a function of the set of payments and labels that entered it."""
 
+from itertools import permutations
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -86,6 +88,26 @@ def test_two_workers_that_read_the_same_know_the_same(stream: list[tuple], rando
     probes = payments([(9, terminal, 10_000, newest + at, 0) for terminal in (1, 2, 3) for at in (0, DAY_MS)])
     seen = [observe(Accounts(rows_max=10), terminals, probes) for _, terminals in workers]
     assert np.array_equal(*seen)
+
+
+def test_a_terminal_that_has_fallen_behind_holds_no_day_before_the_floor() -> None:
+    """Days 61 and 70 of one terminal, day 100 of another, whose floor is day 62: in any order the same."""
+    days = {"old": (1, 61), "late": (1, 70), "newest": (2, 100)}
+    tables, seen = [], []
+    for order in permutations(days):
+        terminals = Terminals(rows_max=10)
+        for name in order:
+            terminal, day = days[name]
+            observe(
+                Accounts(rows_max=10),
+                terminals,
+                payments([(1, terminal, 10_000, START_MS + day * DAY_MS, 0)]),
+            )
+        probe = payments([(1, 1, 10_000, START_MS + 71 * DAY_MS, 0)])
+        seen.append(observe(Accounts(rows_max=10), terminals, probe)[0].tolist())
+        tables.append(held(terminals))
+    assert all(table == tables[0] for table in tables)
+    assert all(features == seen[0] for features in seen)
 
 
 def test_a_foreign_batch_enters_as_an_own_one() -> None:

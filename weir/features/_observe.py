@@ -107,5 +107,5 @@ def observe_rows(
         account_features(a_i64, a_i32, a_f32, a_u16, a_u8, a_row, x, now, delay, out[index])
         terminal_features(t_i32, t_u32, t_u16, t_row, delay, out[index])
         enter_account(a_i64, a_i32, a_f32, a_u16, a_row, x, now, hour)
-        enter_terminal(t_i32, t_u32, t_row, hour, t_floor, ring)
+        enter_terminal(t_i32, t_u32, t_row, hour, ring)
     return account.size, DONE

@@ -115,11 +115,9 @@ def terminal_features(i32, u32, u16, row, delay, out):
 
 
 @part
-def enter_terminal(i32, u32, row, hour, floor, ring):
+def enter_terminal(i32, u32, row, hour, ring):
     """Add an event to those of its terminal's buckets that are still held."""
     newest = np.int64(i32[row, T_HOUR_I32])
-    if hour < floor:
-        return
     if hour > newest - HOURS:
         slot = hour % HOURS
         if u32[row, T_HOUR_COUNT_U32 + slot] < U32_MAX:
@@ -153,7 +151,7 @@ def enter_terminals(start, terminal, hours, ring, clock, table):
         if row < 0 and control[ROWS] >= control[CAPACITY]:
             return index, TERMINALS_FULL
         row = reach_terminal(control, slots, u64, i32, u32, u16, row, terminal[index], hour, floor, ring)
-        enter_terminal(i32, u32, row, hour, floor, ring)
+        enter_terminal(i32, u32, row, hour, ring)
     return terminal.size, DONE
 
 
