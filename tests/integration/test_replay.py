@@ -380,6 +380,84 @@ async def test_the_command_prints_json_for_programs_and_lines_for_people(then, t
     assert (await run("--from", "2001-01-01")).exit_code == ExitCode.USAGE
 
 
+async def test_partitions_that_move_between_workers_under_load_are_decided_again_all_the_same(
+    tmp_path, kafka, keys, triton
+):
+    """Two workers, one killed and one stopped, while payments and labels come; each sees the others' late."""
+    with (
+        risk_under_test(tmp_path / "one", kafka, keys, triton.endpoint, session_timeout_s=6.0) as one,
+        risk_under_test(tmp_path / "two", kafka, keys, triton.endpoint, session_timeout_s=6.0) as two,
+    ):
+        two.topics = one.topics
+        await asyncio.gather(asyncio.to_thread(one.start), asyncio.to_thread(two.start))
+        await until(lambda: shared(one, two) == [[0], [1]], "each worker has a partition")
+        stream = Stream(one)
+        sending = asyncio.create_task(stream.run())
+        await until(lambda: stream.sent > 400, "payments come")
+        two.kill()
+        await until(lambda: shared(one) == [[0, 1]], "one has both")
+        await asyncio.to_thread(two.start)
+        await until(lambda: shared(one, two) == [[0], [1]], "each has one again")
+        count = stream.sent
+        await until(lambda: stream.sent > count + 200, "payments come")
+        await asyncio.to_thread(one.stop)
+        await until(lambda: shared(two) == [[0, 1]], "two has both")
+        count = stream.sent
+        await until(lambda: stream.sent > count + 200, "payments come")
+        stream.ending = True
+        await sending
+        await settled(one)
+        settings = RiskSettings(model_repository=one.model_repository, data_dir=two.directory / "data")
+        to = Connections(
+            one.kafka_settings,
+            one.topics,
+            TritonSettings(endpoint=triton.endpoint),
+            keys.settings("replay"),
+            RegistrySettings(),
+        )
+        report = await replay(Plan(from_ms=0, to_ms=FOR_EVER_MS), settings, to)
+    assert report.same_as_then, said(report)
+    assert report.compared == stream.sent
+    assert not report.notes
+
+
+def shared(*workers: RiskUnderTest) -> list[list[int]]:
+    return sorted(each.health().get("partitions", []) for each in workers)
+
+
+class Stream:
+    """Payments at a few terminals of both partitions, and labels, in uneven bursts without a pause."""
+
+    def __init__(self, risk: RiskUnderTest) -> None:
+        self.risk, self.sent, self.ending = risk, 0, False
+
+    async def run(self) -> None:
+        burst = 0
+        while not self.ending:
+            burst += 1
+            sent, records = [], []
+            for partition in (0, 1):
+                part = [
+                    self.one(burst, partition, index) for index in range(1 + burst * (5 + partition) % 37)
+                ]
+                sent += await records_to_send(part, partition)
+                records += part
+            await send(self.risk, sent)
+            values = await framed("label", [label(each) for each in records[::4]])
+            told = [Sent(value, partition=index % 2) for index, value in enumerate(values)]
+            await send(self.risk, told, self.risk.topics.labels)
+            self.sent += len(records)
+
+    def one(self, burst: int, partition: int, index: int) -> dict:
+        return payment(
+            f"{burst}-{partition}-{index}",
+            account_id=f"account {partition} {(burst + index) % ACCOUNTS}",
+            terminal_id=f"terminal {(burst * index) % TERMINALS}",
+            amount=Decimal(f"{1 + (burst * 31 + index * 17) % 900}.5000"),
+            event_time=now() - timedelta(days=(0, 0, 12)[burst % 3], seconds=index),
+        )
+
+
 async def standing(risk: RiskUnderTest) -> dict:
     """End offsets of every live topic, and what every group has committed there."""
     servers = risk.kafka.bootstrap_servers
