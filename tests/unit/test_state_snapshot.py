@@ -13,7 +13,7 @@ from weir.features.accounts import Accounts
 from weir.features.spec import FeatureSpec
 from weir.features.terminals import Terminals, observe
 from weir.state import pin as pins
-from weir.state.pin import SnapshotGivenUp
+from weir.state.pin import SnapshotClosed, SnapshotGivenUp
 from weir.state.rows import OutOfEpoch
 from weir.state.table import StateFull
 
@@ -133,6 +133,62 @@ def test_the_file_is_the_commit_point_whatever_happens_meanwhile(
     assert whole(loaded)[0] == held[3][0]
     assert whole(loaded)[2] == held[3][2]
     assert whole(of(pair, kind)) != whole(loaded)
+
+
+def test_what_the_writer_reads_is_not_written_over(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A roll-back and new epochs come after the writer was given the copies, before it uses them."""
+    pair = tables(accounts=900)
+    held = whole(of(pair, kind))
+    epoch(pair, 2)
+    epoch(pair, 3)
+    saving = of(pair, kind).pin()
+    real, patches = pins.patch, 0
+
+    def late(chunk: np.ndarray, first: int, rows: np.ndarray, words: np.ndarray) -> None:
+        nonlocal patches
+        patches += 1
+        for number in (2, 3) if patches % 2 else (3,):
+            if number == (2 if patches % 2 else 3):
+                for each in pair:
+                    each.roll_back(number)
+            for each in pair:
+                each.begin(number)
+            step(pair, 50 + patches + number)
+        real(chunk, first, rows, words)
+
+    monkeypatch.setattr(pins, "patch", late)
+    monkeypatch.setattr(pins, "CHUNK_ROWS", 100)
+    path = tmp_path / "state"
+    saving.write(path)
+    saving.close()
+    assert patches > 3
+    loaded, _ = load(kind, path)
+    assert whole(loaded)[0] == held[0]
+    assert whole(loaded)[2] == held[2]
+
+
+def test_a_snapshot_that_nobody_waits_for_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pin is closed under the writer, as when the one who ordered it is cancelled."""
+    pair = tables()
+    path = tmp_path / "state"
+    pair[0].save(path, {"which": "old"})
+    old = path.read_bytes()
+    monkeypatch.setattr(pins, "CHUNK_ROWS", 100)
+    saving = pair[0].pin()
+
+    def between(chunk: int) -> None:
+        if chunk == 3:
+            saving.close()
+
+    Stepping(monkeypatch, between)
+    with pytest.raises(SnapshotClosed, match="closed while it was written"):
+        saving.write(path, {"which": "new"})
+    assert path.read_bytes() == old
+    assert [each.name for each in tmp_path.iterdir()] == ["state"]
 
 
 def test_a_snapshot_by_a_thread_while_deciding_goes_on(tmp_path: Path) -> None:

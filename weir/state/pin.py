@@ -35,6 +35,12 @@ class SnapshotGivenUp(WeirError):
         )
 
 
+class SnapshotClosed(WeirError):
+    """Whoever ordered a snapshot did not wait for it; the older snapshot stays as it is."""
+
+    retriable = True
+
+
 class Pin:
     """One commit point of one table. `close` it, or use it in a `with`, on the table's own thread.
 
@@ -48,7 +54,7 @@ class Pin:
         self._rows, self.kept_rows_max = rows, kept_rows_max
         self.row_count, self.clock, self.position = point.row_count, point.clock, point.position
         self._extra: list[Entries] = []
-        self._given_up = False
+        self._given_up = self._over = False
 
     def __enter__(self) -> Self:
         return self
@@ -59,7 +65,8 @@ class Pin:
         self.close()
 
     def close(self) -> None:
-        """Nothing needs to be kept for this reader any more."""
+        """Nothing needs to be kept for this reader any more; one that is still reading is stopped."""
+        self._over = True
         self._rows.unpin(self)
 
     def chunks(self) -> Iterator[NDArray[np.uint8]]:
@@ -69,6 +76,7 @@ class Pin:
 
         Raises:
             SnapshotGivenUp: the table could not keep as much as this would have needed.
+            SnapshotClosed: the pin was closed before the last chunk.
         """
         rows, chunk_rows = self._rows, CHUNK_ROWS
         buffer = np.empty((min(chunk_rows, self.row_count), rows.row_bytes), np.uint8)
@@ -86,7 +94,7 @@ class Pin:
     def keep(self, entries: list[Entries]) -> None:
         """Copies that are about to be truncated; for the table alone, with its lock held."""
         # Each is of a row as it was at the commit point, or one that an older copy in the log overrules.
-        self._extra += [(rows.copy(), words.copy()) for rows, words in entries]
+        self._extra += entries
 
     def give_up(self) -> None:
         """What the reader has read may be wrong from now on; for the table alone."""
@@ -101,3 +109,7 @@ class Pin:
         with self._rows.lock:
             if self._given_up:
                 raise SnapshotGivenUp(self._rows.what, self.kept_rows_max)
+            if self._over:
+                raise SnapshotClosed(
+                    f"The snapshot of the {self._rows.what}s was closed while it was written."
+                )

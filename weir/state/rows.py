@@ -304,7 +304,7 @@ class Rows:
             self.control[ROWS] = mark.row_count
             self._region.clear(mark.row_count * self.row_bytes, before * self.row_bytes)
             self.clock[:] = mark.clock
-            self._log.truncate(mark.position)
+            self._log.truncate(mark.position, being_read=self._pin is not None)
             del self._marks[-len(undone) :]
             self._new_generation(recording=self.outstanding)
         self._refresh()

@@ -85,14 +85,24 @@ class UndoLog:
             if low < high:
                 yield rows[low:high], words[low:high]
 
-    def truncate(self, position: int) -> None:
-        """Forget the copies from `position` on."""
+    def truncate(self, position: int, *, being_read: bool) -> None:
+        """Forget the copies from `position` on.
+
+        Args:
+            being_read: another thread may be reading them, so what they lie in is not written again.
+        """
         number, kept = divmod(position - self._base, SEGMENT_ROWS)
         if number >= len(self._segments):
             return
-        self._spare += self._segments[number + 1 :]
-        del self._segments[number + 1 :]
-        self.rows, self.words = self._segments[-1]
+        if being_read:
+            rows, words = self._segments[number]
+            del self._segments[number:]
+            self.add_segment()
+            self.rows[:kept], self.words[:kept] = rows[:kept], words[:kept]
+        else:
+            self._spare += self._segments[number + 1 :]
+            del self._segments[number + 1 :]
+            self.rows, self.words = self._segments[-1]
         self._control[KEPT] = kept
 
     def drop_before(self, position: int) -> None:
