@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from services.risk.settings import RiskSettings
 from tests.faults import actions
 from tests.faults.bank import Bank
 from tests.faults.checker import Anomaly, Finding, History, anomalies, check
 from tests.faults.history import LiveReader, collect, committed_offsets, end_offsets
 from tests.faults.schedule import FAULTS, Fault, Kind, Part, Schedule
 from tests.support.cluster import Cluster, ClusterWorker
+from weir.streams.engine_app import EXACTLY_ONCE
 
 PARTITIONS = 4
 RATE_PER_S = 250.0
@@ -171,34 +171,31 @@ class Play:
             await asyncio.sleep(_WATCH_S)
 
 
-EXACTLY_ONCE, AT_LEAST_ONCE = "exactly_once", "at_least_once"
-_GUARANTEE = "processing_guarantee"
-
-
-def has_exactly_once() -> bool:
-    """Whether the risk worker has the setting at all."""
-    return _GUARANTEE in RiskSettings.model_fields
-
-
-def guarantee(wanted: str) -> dict[str, str]:
-    """The override of [risk] for this guarantee; none where a worker knows one alone."""
-    return {_GUARANTEE: wanted} if has_exactly_once() else {}
-
-
 async def play(
-    cluster: Cluster, schedule: Schedule, *, module: Sequence[str] = ("services.risk",), **overrides: Any
+    cluster: Cluster,
+    schedule: Schedule,
+    *,
+    guarantee: str = EXACTLY_ONCE,
+    module: Sequence[str] = ("services.risk",),
+    **overrides: Any,
 ) -> Outcome:
-    """Run the schedule on topics of its own, with `overrides` of [risk]; what came of it.
+    """Run the schedule on topics of its own; what came of it. A run that breaks off leaves the cluster whole.
 
     Args:
+        guarantee: [risk] processing_guarantee. overrides: of other fields of [risk].
         module: what each worker runs, with its arguments.
     """
-    settings = {**SETTINGS, **overrides}
+    settings = {**SETTINGS, "processing_guarantee": guarantee, **overrides}
     # The last is a spare, for the fault in which one joins.
-    with cluster.workers(
-        schedule.worker_count + 1, partitions=PARTITIONS, module=module, **settings
-    ) as workers:
-        outcome = await Play(cluster, schedule, workers).run()
-        names = [str(name) for field, name in workers[0].topics.model_dump().items() if "." in str(name)]
-        cluster.kafka.delete_topics(names)
-        return outcome
+    count = schedule.worker_count + 1
+    try:
+        with cluster.workers(count, partitions=PARTITIONS, module=module, **settings) as workers:
+            outcome = await Play(cluster, schedule, workers).run()
+    except BaseException as error:
+        error.add_note(f"while this schedule was done:\n{schedule}")
+        cluster.mend()
+        await asyncio.to_thread(cluster.wait_whole)
+        raise
+    topics = workers[0].topics.model_dump()
+    cluster.kafka.delete_topics([str(name) for name in topics.values() if "." in str(name)])
+    return outcome

@@ -122,6 +122,8 @@ class Schedule:
     worker_count: int
     broker_count: int
     faults: tuple[Fault, ...]
+    # What was asked for and cannot be done here.
+    left_out: tuple[Kind, ...] = ()
 
     @classmethod
     def from_seed(
@@ -163,14 +165,20 @@ class Schedule:
             )
             if kind in possible:
                 planned.append(fault)
-        return cls(seed, seconds, worker_count, broker_count, _apart(planned))
+        left_out = tuple(kind for kind in chosen if kind not in possible)
+        return cls(seed, seconds, worker_count, broker_count, _apart(planned), left_out)
 
     def __str__(self) -> str:
         head = (
             f"seed {self.seed}: {self.worker_count} workers, {self.broker_count} brokers, "
             f"payments for {self.seconds:.0f} s"
         )
-        return "\n".join([head, *(f"  {fault}" for fault in self.faults)])
+        missing = [
+            f"  left out: {kind}, for it takes {FAULTS[kind].brokers} brokers"
+            + (" and a file system of its own, which only root mounts" if FAULTS[kind].disk else "")
+            for kind in self.left_out
+        ]
+        return "\n".join([head, *(f"  {fault}" for fault in self.faults), *missing])
 
 
 def _target(part: Part, random_source: random.Random, worker_count: int, broker_count: int) -> str:

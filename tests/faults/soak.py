@@ -20,9 +20,10 @@ from pathlib import Path
 
 from infra.local import layout
 from tests.faults.checker import Finding
-from tests.faults.play import Outcome, guarantee, play
+from tests.faults.play import Outcome, play
 from tests.faults.schedule import Kind, Schedule
 from tests.support.cluster import Cluster, running_cluster
+from weir.streams.engine_app import AT_LEAST_ONCE, EXACTLY_ONCE
 
 _SEEDS_END = 1_000_000
 _KEPT = layout.LOGS / "faults"
@@ -101,7 +102,7 @@ def _one(cluster: Cluster, schedule: Schedule, tally: Tally, wanted: str) -> boo
     """Run one schedule and print its line; False when the cluster may be broken after it."""
     begun_s = time.monotonic()
     try:
-        outcome = asyncio.run(play(cluster, schedule, **guarantee(wanted)))
+        outcome = asyncio.run(play(cluster, schedule, guarantee=wanted))
     except Exception:  # noqa: BLE001 - a run that breaks off is a result, and the next one goes on
         print(f"{schedule}\n  broke off after {time.monotonic() - begun_s:.0f} s\n{traceback.format_exc()}")
         tally.add(schedule, None)
@@ -147,7 +148,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=20, help="how many random seeds")
     parser.add_argument("--fault-seed", type=int, default=None, help="this seed alone")
     parser.add_argument("--brokers", type=int, choices=(1, 3), default=3)
-    parser.add_argument("--guarantee", choices=("exactly_once", "at_least_once"), default="exactly_once")
+    parser.add_argument("--guarantee", choices=(EXACTLY_ONCE, AT_LEAST_ONCE), default=EXACTLY_ONCE)
     return parser.parse_args()
 
 

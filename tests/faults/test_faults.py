@@ -9,18 +9,16 @@ import pytest
 
 from tests.faults.checker import Anomaly
 from tests.faults.conftest import LONG
-from tests.faults.play import AT_LEAST_ONCE, EXACTLY_ONCE, Outcome, guarantee, has_exactly_once, play
+from tests.faults.play import Outcome, play
 from tests.faults.scenarios import SCENARIOS, Scenario
 from tests.faults.schedule import Kind, Schedule
 from tests.support.cluster import Cluster
+from weir.streams.engine_app import AT_LEAST_ONCE
 
 RUNS = [
     pytest.param(each, id=each.name, marks=() if each.short else getattr(pytest.mark, LONG))
     for each in SCENARIOS
 ]
-needs_exactly_once = pytest.mark.xfail(
-    not has_exactly_once(), reason="the worker has no exactly-once processing yet", run=False, strict=True
-)
 ClusterOf = Callable[[int], Cluster]
 
 
@@ -36,7 +34,6 @@ def again(outcome: Outcome, name: str) -> str:
     return f"{outcome}\n  again: {command}"
 
 
-@needs_exactly_once
 @pytest.mark.parametrize("scenario", RUNS)
 async def test_each_payment_is_decided_once_in_order_and_on_its_true_history_through(
     scenario: Scenario, cluster_of: ClusterOf, fault_seed: int | None
@@ -44,7 +41,7 @@ async def test_each_payment_is_decided_once_in_order_and_on_its_true_history_thr
     """Run the scenario's schedule on real servers, then hold every topic against what went in."""
     cluster = cluster_of(scenario.broker_count)
     schedule = scenario.schedule(fault_seed, has_disks=cluster.has_disks)
-    outcome = await play(cluster, schedule, **guarantee(EXACTLY_ONCE))
+    outcome = await play(cluster, schedule)
     print(outcome)
     assert not outcome.findings, again(outcome, scenario.name)
     assert len(outcome.history.decisions) > 500, again(outcome, scenario.name)
@@ -63,7 +60,7 @@ async def test_at_least_once_decides_each_payment_though_some_again_under_the_sa
         faults=(Kind.WORKER_KILLED,),
         seconds=7.0,
     )
-    outcome = await play(cluster_of(1), schedule, **guarantee(AT_LEAST_ONCE))
+    outcome = await play(cluster_of(1), schedule, guarantee=AT_LEAST_ONCE)
     print(outcome)
     message = again(outcome, "at_least_once")
     assert outcome.anomalies <= {Anomaly.DUPLICATE, Anomaly.STATE_DIFFERS}, message
@@ -78,7 +75,6 @@ async def test_at_least_once_decides_each_payment_though_some_again_under_the_sa
 BROKEN = [("commit_before_send", Anomaly.LOST_WRITE), ("offsets_outside", Anomaly.DUPLICATE)]
 
 
-@needs_exactly_once
 @getattr(pytest.mark, LONG)
 @pytest.mark.parametrize(("way", "expected"), BROKEN)
 async def test_a_delivery_that_is_broken_on_purpose_is_found_out(
@@ -92,7 +88,6 @@ async def test_a_delivery_that_is_broken_on_purpose_is_found_out(
         module=("tests.faults.broken", way),
         # The broker's own last resort would hide what the worker lacks.
         transaction_timeout_s=60,
-        **guarantee(EXACTLY_ONCE),
     )
     print(outcome)
     assert expected in outcome.anomalies, str(outcome)

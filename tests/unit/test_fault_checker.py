@@ -302,6 +302,14 @@ def test_a_schedule_shows_its_seed_and_each_of_its_faults():
     assert Kind.POISON in shown
 
 
+def test_a_schedule_says_which_fault_cannot_be_done_here():
+    asked = [Kind.WORKER_KILLED, Kind.WORKER_DISK_FULL, Kind.BROKER_ISOLATED]
+    schedule = Schedule.from_seed(1, faults=asked, has_disks=False)
+    assert [each.kind for each in schedule.faults] == [Kind.WORKER_KILLED]
+    assert schedule.left_out == (Kind.WORKER_DISK_FULL, Kind.BROKER_ISOLATED)
+    assert str(schedule).count("left out") == 2
+
+
 def test_no_two_brokers_are_hurt_at_once_and_nothing_is_hurt_that_is_not_there():
     for seed in range(300):
         schedule = Schedule.from_seed(seed, broker_count=3)
