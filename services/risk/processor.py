@@ -9,10 +9,11 @@ import numpy as np
 from services.risk.labels import LabelReading
 from services.risk.ports import Counts, Scorer, Writer
 from services.risk.reading import PaymentReading, ReadBatch
-from services.risk.restore import Restored, Restoring
-from services.risk.state import Positions, RiskState
+from services.risk.restore import Restoring
+from services.risk.state import Owed, Positions, RiskState
 from services.risk.writing import Scored
 from weir.errors import IntegrityError
+from weir.features.columns import Labels
 from weir.kafka.records import AnyOutput
 from weir.obs.log import get_logger
 from weir.obs.metrics import Metrics
@@ -93,6 +94,7 @@ class RiskProcessor:
     def read(self, epoch: int, group: BatchGroup) -> ReadBatch:
         """Let what came beside the group enter the state, then the group itself."""
         self.state.begin(epoch)
+        self.state.pay()
         self._take_in()
         read = self._reading(group, self.state)
         now_ms = self._now_ms()
@@ -138,7 +140,12 @@ class RiskProcessor:
 
     def has_side_inputs(self) -> bool:
         """Whether labels or other workers' batches wait."""
-        return self._labels.has_some or self._journal.has_some or any(taken for taken, _ in self._to_learn)
+        return (
+            self.state.owes
+            or self._labels.has_some
+            or self._journal.has_some
+            or any(taken for taken, _ in self._to_learn)
+        )
 
     def _take_in(self) -> None:
         for batches, positions in self._to_learn:
@@ -195,23 +202,23 @@ class RiskProcessor:
     async def restore(self, place: Place, committed: int | None) -> int:
         """Bring the partition's accounts here; see `services.risk.restore`."""
         restored = await self._restoring(place[1], committed)
-        labels = await self._labels_of_the_worker(restored)
+        known, owed = await self._what_the_worker_knows(restored.labels)
+        # No pause between these: what the worker knows must not move on before the partition is here.
         self._floors[place[1]] = Floor(restored.labels, restored.journal_ends)
-        self.state.attach(place[1], restored.accounts, restored.next_offset, labels)
+        self.state.attach(place[1], restored.accounts, restored.next_offset, known, owed)
         return restored.next_offset
 
-    async def _labels_of_the_worker(self, restored: Restored) -> Mapping[int, int]:
-        """Let the accounts learn what the terminals have learnt already; which labels they know then."""
-        known = dict(restored.labels)
+    async def _what_the_worker_knows(self, labels: Mapping[int, int]) -> tuple[Mapping[int, int], Owed]:
+        """Which labels a partition will know once it has learnt what the terminals have, and these labels."""
+        known, owed = dict(labels), list[Labels]()
         while True:
             target = dict(self.state.positions.labels)
             behind = {number: end for number, end in target.items() if end > known.get(number, 0)}
             if not behind:
-                return known
+                return known, Owed(labels, owed)
             async for batch in self._restoring.labels(known, behind):
                 await self._schemas(batch.values)
-                labels, _ = self._label_reading(batch.values)
-                restored.accounts.learn(labels)
+                owed.append(self._label_reading(batch.values)[0])
             known.update(behind)
 
     def drop(self, place: Place) -> None:

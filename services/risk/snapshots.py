@@ -110,6 +110,8 @@ def _as_dict(positions: Positions) -> dict[str, dict[str, int]]:
 def positions_of(header: Mapping[str, Any]) -> Positions:
     """What the terminals in a snapshot stand for, by the file's header."""
     kept: dict[str, dict[str, int]] = header["positions"]
-    return Positions(
-        **{name: {int(number): offset for number, offset in of.items()} for name, of in kept.items()}
+    seen, read, labels = (
+        {int(number): offset for number, offset in kept[name].items()}
+        for name in ("seen", "journal", "labels")
     )
+    return Positions(seen=seen, journal=read, labels=labels)

@@ -9,7 +9,7 @@ All changes belong to epochs; until an epoch is released it can be rolled back, 
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,16 +40,31 @@ class Positions:
 
     inputs: of the partitions held. seen: of all input partitions, as `JournalRecord.seen`.
     journal, labels: of the topics that every worker follows.
+    paid: partitions that have learnt what they were owed when they came, see `Owed`.
     """
 
     inputs: dict[int, int] = field(default_factory=dict)
     seen: dict[int, int] = field(default_factory=dict)
     journal: dict[int, int] = field(default_factory=dict)
     labels: dict[int, int] = field(default_factory=dict)
+    paid: set[int] = field(default_factory=set)
 
     def copy(self) -> "Positions":
         """As they are now."""
-        return Positions(dict(self.inputs), dict(self.seen), dict(self.journal), dict(self.labels))
+        return Positions(
+            dict(self.inputs), dict(self.seen), dict(self.journal), dict(self.labels), set(self.paid)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """Labels that a partition's accounts have yet to learn, for this worker has read them already.
+
+    known: which they knew when they came, next offsets.
+    """
+
+    known: Mapping[int, int]
+    labels: Sequence[Labels]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +109,9 @@ class RiskState:
         self.accounts: dict[int, Accounts] = {}
         self.terminals = Terminals(spec, rows_max=terminals_max)
         self.positions = Positions()
-        # A partition may come with labels that the terminals have yet to learn: it must not learn them twice.
-        self._labels_ahead: dict[int, dict[int, int]] = {}
+        # Which labels a partition knew when it came: it must not learn them twice, even after a roll back.
+        self._known: dict[int, Mapping[int, int]] = {}
+        self._owed: dict[int, Owed] = {}
         self._before: deque[tuple[int, Positions]] = deque()
 
     def new_accounts(self) -> Accounts:
@@ -104,24 +120,33 @@ class RiskState:
 
     # -- partitions ----------------------------------------------------------------------------------------
 
-    def attach(self, partition: int, accounts: Accounts, next_offset: int, labels: Mapping[int, int]) -> None:
-        """The partition's state is here; `labels` says which it has learnt."""
+    def attach(
+        self,
+        partition: int,
+        accounts: Accounts,
+        next_offset: int,
+        labels: Mapping[int, int],
+        owed: Owed | None = None,
+    ) -> None:
+        """The partition's state is here.
+
+        Args:
+            labels: which it has learnt, those that it is owed included.
+            owed: to be learnt with the next group, so that the changelog tells of it.
+        """
         self.accounts[partition] = accounts
-        self.positions.inputs[partition] = next_offset
-        for _, before in self._before:
-            before.inputs[partition] = next_offset
-        ahead = {
-            number: offset
-            for number, offset in labels.items()
-            if offset > self.positions.labels.get(number, 0)
-        }
-        if ahead:
-            self._labels_ahead[partition] = ahead
+        for positions in (self.positions, *(before for _, before in self._before)):
+            positions.inputs[partition] = next_offset
+            positions.paid.discard(partition)
+        self._known[partition] = dict(labels)
+        if owed is not None and owed.labels:
+            self._owed[partition] = owed
 
     def drop(self, partition: int) -> None:
         """Another worker owns it now; what its payments said of terminals stays."""
         self.accounts.pop(partition, None)
-        self._labels_ahead.pop(partition, None)
+        self._known.pop(partition, None)
+        self._owed.pop(partition, None)
         self.positions.inputs.pop(partition, None)
         for _, before in self._before:
             before.inputs.pop(partition, None)
@@ -150,6 +175,13 @@ class RiskState:
         self.terminals.release(epoch)
         while self._before and self._before[0][0] <= epoch:
             self._before.popleft()
+        for partition in self._owed.keys() & self.committed_positions.paid:
+            del self._owed[partition]
+
+    @property
+    def owes(self) -> bool:
+        """Whether a partition has yet to learn labels that it is owed."""
+        return not self._owed.keys() <= self.positions.paid
 
     @property
     def committed_positions(self) -> Positions:
@@ -184,6 +216,13 @@ class RiskState:
         self.positions.seen[partition] = next_offset
         return features, trace
 
+    def pay(self) -> None:
+        """Let each partition learn what it is owed, under the epoch that has begun."""
+        for partition in self._owed.keys() - self.positions.paid:
+            for labels in self._owed[partition].labels:
+                self.accounts[partition].learn(labels)
+            self.positions.paid.add(partition)
+
     def learn(self, labels: Labels, partition: int, offsets: NDArray[np.int64], next_offset: int) -> None:
         """Labels from one partition of their topic; `offsets` (n,) int64 are theirs."""
         at = self.positions.labels.get(partition, 0)
@@ -192,9 +231,9 @@ class RiskState:
             labels, offsets = labels.rows(fresh), offsets[fresh]
         self.terminals.learn(labels)
         for number, accounts in self.accounts.items():
-            ahead = self._labels_ahead.get(number, {}).get(partition, 0)
-            if ahead < next_offset:
-                accounts.learn(labels.rows(offsets >= ahead) if ahead > at else labels)
+            known = self._known[number].get(partition, 0)
+            if known < next_offset:
+                accounts.learn(labels.rows(offsets >= known) if known else labels)
         self.positions.labels[partition] = max(next_offset, at)
 
     def enter(self, partition: int, record: JournalRecord) -> bool:
@@ -296,10 +335,13 @@ class RiskState:
         ]
 
     def _labels_of(self, partition: int, positions: Positions) -> dict[int, int]:
-        ahead = self._labels_ahead.get(partition, {})
+        owed = self._owed.get(partition)
+        if owed is not None and partition not in positions.paid:
+            return dict(owed.known)
+        known = self._known[partition]
         return {
-            number: max(positions.labels.get(number, 0), ahead.get(number, 0))
-            for number in positions.labels.keys() | ahead.keys()
+            number: max(positions.labels.get(number, 0), known.get(number, 0))
+            for number in positions.labels.keys() | known.keys()
         }
 
     @property

@@ -149,6 +149,8 @@ async def create_missing(settings: KafkaSettings, topics: TopicSettings) -> list
         configs = {
             topics.transactions: _KEPT,
             topics.labels: _KEPT,
+            # As far back as the journal, so that a replay has what to compare with.
+            topics.decisions: _KEPT,
             topics.risk_dlq: DEAD_LETTER_CONFIG,
             topics.risk_accounts: ACCOUNTS_CONFIG,
             topics.risk_journal: _KEPT,
