@@ -78,7 +78,6 @@ def main() -> int:
     if arguments.fault_seed is None:
         seeds = random.SystemRandom().sample(range(_SEEDS_END), arguments.seeds)
     tally, number = Tally(), 0
-    layout.SCRATCH.mkdir(parents=True, exist_ok=True)
     while number < len(seeds):
         with ExitStack() as stack:
             folder = Path(
