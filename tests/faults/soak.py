@@ -80,10 +80,8 @@ def main() -> int:
     tally, number = Tally(), 0
     while number < len(seeds):
         with ExitStack() as stack:
-            folder = Path(
-                stack.enter_context(tempfile.TemporaryDirectory(prefix="soak-", dir=layout.SCRATCH))
-            )
-            cluster = stack.enter_context(running_cluster(folder, arguments.brokers))
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="weir-soak-"))
+            cluster = stack.enter_context(running_cluster(Path(folder), arguments.brokers))
             if not cluster.has_disks:
                 print("disks are not filled: only root mounts a file system of its own")
             whole = True
