@@ -101,6 +101,8 @@ class CopyApp(EngineApp):
         guarantee: str = AT_LEAST_ONCE,
     ) -> None:
         self._kafka, self._group = KafkaSettings(bootstrap_servers=servers), group
+        # Every process is another worker; the group knows it by this name too, or it would be thought gone.
+        self._name = f"{group}.{os.getpid()}"
         seek_at = int(seek_back_at)
         self._processor = Copying(self, target, float(delay_ms) / 1000, seek_at if seek_at >= 0 else None)
         super().__init__(
@@ -108,6 +110,7 @@ class CopyApp(EngineApp):
             source,
             kafka=self._kafka,
             guarantee=guarantee,
+            broker_client_id=self._name,
             web_enabled=False,
             datadir="/tmp/weir-copy-worker",
             batch_rows_max=500,
@@ -130,8 +133,7 @@ class CopyApp(EngineApp):
     def _delivery(
         self, on_failure: Callable[[BaseException], None], on_committed: Callable[[int], None]
     ) -> Delivery:
-        # Every process is another worker.
-        name = f"{self._group}.{os.getpid()}"
+        name = self._name
         offsets = GroupOffsets(self._kafka, self._group, name)
         if self.guarantee == EXACTLY_ONCE:
             lanes = [
