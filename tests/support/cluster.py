@@ -324,6 +324,7 @@ def running_cluster(folder: Path, node_count: int = 1) -> Iterator[Cluster]:
             metrics_port=triton_metrics_port,
         )
         stack.enter_context(running_server(triton))
+        stack.callback(triton.kill)
         pki = ensure_pki(folder / "keys" / "pki", ROLES)
         keys = KeysProcess(folder / "keys", pki, port=keys_port, metrics_port=keys_metrics_port)
         stack.callback(keys.kill)
