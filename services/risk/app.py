@@ -44,7 +44,6 @@ class RiskApp(EngineApp):
             drain_deadline_s=settings.drain_deadline_s,
             commit_interval_s=settings.commit_interval_s,
             session_timeout_s=settings.session_timeout_s,
-            standby_replicas=settings.standby_replicas,
             broker_client_id=self.identity.name,
             datadir=str(settings.data_dir),
             web_enabled=settings.web_port is not None,

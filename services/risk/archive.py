@@ -31,7 +31,7 @@ class PolicyArchive:
                     file.flush()
                     os.fsync(file.fileno())
                 Path(aside).rename(path)
-            except BaseException:
+            except BaseException:  # told onwards; only the half-written file must not stay
                 Path(aside).unlink(missing_ok=True)
                 raise
         except OSError as error:

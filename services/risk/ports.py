@@ -1,4 +1,4 @@
-"""What the pipeline needs of its parts, so that it knows none of them."""
+"""What the processor needs of the model and of the second half, so that it knows neither."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -7,20 +7,6 @@ from weir.kafka.records import AnyOutput
 from weir.streams import BatchGroup
 
 Counts = Mapping[tuple[str, str], int]
-
-
-class Preparer(Protocol):
-    """Waits for what reading needs."""
-
-    async def __call__(self, group: BatchGroup) -> None:
-        """Returns when the group can be read."""
-
-
-class Reader(Protocol):
-    """Decodes, validates and computes features; changes the windows."""
-
-    def __call__(self, group: BatchGroup) -> Any:
-        """What the scorer and the writer take."""
 
 
 class Scorer(Protocol):

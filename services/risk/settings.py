@@ -61,9 +61,6 @@ class RiskSettings(WeirSettings):
         31, ge=0, le=400, description="of the input, read when there is neither snapshot nor changelog"
     )
     snapshot_interval_s: float = Field(60.0, ge=1, le=86_400, description="between snapshots of the state")
-    standby_replicas: int = Field(
-        0, ge=0, le=8, description="other workers that keep a partition's state warm"
-    )
     drain_deadline_s: float = Field(10.0, gt=0, le=300, description="for a rebalance or a stop")
     session_timeout_s: float = Field(
         15.0, ge=6, le=300, description="until a silent worker's partitions are given to another"

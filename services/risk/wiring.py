@@ -396,7 +396,6 @@ def _delivery(
         ]
         return ExactlyOnce(
             lanes,
-            owner=identity.owner,
             committed=offsets,
             rows_max=settings.transaction_rows_max,
             on_failure=on_failure,

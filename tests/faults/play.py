@@ -191,7 +191,7 @@ async def play(
     try:
         with cluster.workers(count, partitions=PARTITIONS, module=module, **settings) as workers:
             outcome = await Play(cluster, schedule, workers).run()
-    except BaseException as error:
+    except BaseException as error:  # told onwards, with what was being done; the cluster serves the next run
         error.add_note(f"while this schedule was done:\n{schedule}")
         cluster.mend()
         await asyncio.to_thread(cluster.wait_whole)

@@ -1,6 +1,7 @@
 """The batch transport against a real broker: nothing is lost, offsets are honest, workers come and go."""
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -19,7 +20,8 @@ from aiokafka.admin import AIOKafkaAdminClient
 from tests.support.servers import KafkaUnderTest
 from weir.config import KafkaSettings
 from weir.errors import MissingPart
-from weir.streams.history import Broadcast, partition_counts, partitions, read_until
+from weir.streams.history import end_offsets, partition_counts, partitions, read_until
+from weir.streams.side_input import SideInput
 
 DEADLINE_S = 45.0
 Start = Callable[..., subprocess.Popen[bytes]]
@@ -255,24 +257,58 @@ async def test_history_ends_before_the_offset_it_is_told(kafka: KafkaUnderTest):
     assert seen == numbered(1000)[:700]
 
 
-async def test_a_broadcast_catches_up_and_goes_on(kafka: KafkaUnderTest):
+@contextlib.asynccontextmanager
+async def following(feed: SideInput) -> AsyncIterator[None]:
+    task = asyncio.create_task(feed.follow())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+def taken_values(feed: SideInput) -> tuple[list[bytes | None], dict[int, int]]:
+    batches, positions = feed.take()
+    return [value for batch in batches for value in batch.values], positions
+
+
+async def test_a_side_input_catches_up_goes_on_and_comes_again_once_rewound(
+    kafka: KafkaUnderTest,
+):
     servers, topic = kafka.bootstrap_servers, kafka.make_topic(partitions=2)
     await publish(servers, topic, numbered(100))
-    feed = Broadcast(KafkaSettings(bootstrap_servers=servers), topic, 0, "test")
+    ends = await end_offsets(KafkaSettings(bootstrap_servers=servers), topic, "test")
+    feed = SideInput(KafkaSettings(bootstrap_servers=servers), topic, "test")
+    async with following(feed):
+        assert not feed.has_some
+        feed.rewind({})
+        await asyncio.wait_for(feed.reach(ends), DEADLINE_S)
+        values, positions = taken_values(feed)
+        assert (sorted(values), positions) == (numbered(100), ends)
+        await publish(servers, topic, [b"more"])
+
+        async def came() -> bool:
+            return feed.has_some
+
+        await until(came, "the live record")
+        assert taken_values(feed)[0] == [b"more"]
+        feed.rewind({**ends, 0: 0})
+        assert not feed.has_some
+        await asyncio.wait_for(feed.reach({0: ends[0]}), DEADLINE_S)
+        again = taken_values(feed)[0]
+        assert len([value for value in again if value != b"more"]) == ends[0]
+
+
+async def test_a_side_input_that_nobody_takes_from_fetches_no_more(kafka: KafkaUnderTest):
+    servers, topic = kafka.bootstrap_servers, kafka.make_topic(partitions=1)
+    await publish(servers, topic, numbered(3000))
+    feed = SideInput(KafkaSettings(bootstrap_servers=servers), topic, "test", rows_waiting_max=1000)
+    feed.rewind({})
     seen: list[bytes | None] = []
-
-    async def follow() -> None:
-        async for batch in feed.batches():
-            seen.extend(batch.values)
-
-    task = asyncio.create_task(follow())
-    await asyncio.wait_for(feed.caught_up.wait(), DEADLINE_S)
-    assert sorted(seen) == numbered(100)
-    await publish(servers, topic, [b"more"])
-
-    async def came() -> bool:
-        return b"more" in seen
-
-    await until(came, "the live record")
-    task.cancel()
-    await asyncio.wait([task])
+    async with following(feed):
+        for floor in (1000, 2000, 3000):
+            await asyncio.wait_for(feed.reach({0: floor}), DEADLINE_S)
+            values, _ = taken_values(feed)
+            assert len(values) <= 2000
+            seen += values
+    assert seen == numbered(3000)

@@ -23,7 +23,7 @@ def test_each_record_has_one_result_whatever_fails(first):
     for seed in range(first, first + CHUNK):
         try:
             World(seed).run()
-        except Exception as error:
+        except Exception as error:  # told onwards, with its seed
             error.add_note(f"seed {seed}: python -m tests.simulation --first {seed} --seeds 1")
             raise
 

@@ -147,7 +147,6 @@ class CopyApp(EngineApp):
             ]
             return ExactlyOnce(
                 lanes,
-                owner=f"{name}/1",
                 committed=offsets,
                 rows_max=2000,
                 on_failure=on_failure,

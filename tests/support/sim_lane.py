@@ -9,7 +9,7 @@ from tests.support.sim_broker import SimBroker
 from tests.support.sim_net import ASK_S, Fenced, Network, NotMember, TransactionAborted, Unavailable
 from weir.kafka._codes import Code
 from weir.streams.output import Output
-from weir.streams.ports import Committed, Place
+from weir.streams.ports import Place
 
 T = TypeVar("T")
 
@@ -228,7 +228,7 @@ class GroupOffsets:
     def __init__(self, net: Network, broker: SimBroker, name: str) -> None:
         self._net, self._broker, self._name = net, broker, name
 
-    async def __call__(self, places: Sequence[Place]) -> Mapping[Place, Committed]:
+    async def __call__(self, places: Sequence[Place]) -> Mapping[Place, int | None]:
         answer = await self._net.call(self._broker.offset_fetch, places)
         if answer is Code.UNSTABLE_OFFSET_COMMIT:
             await asyncio.sleep(0.2)
@@ -238,7 +238,7 @@ class GroupOffsets:
                     await self._fence(owner.partition("/")[0])
         if answer is None or isinstance(answer, Code):
             raise Unavailable(f"committed offsets: {answer}")
-        return {place: Committed(offset, owner) for place, (offset, owner) in answer.items()}
+        return {place: offset for place, (offset, _) in answer.items()}
 
     async def _fence(self, name: str) -> None:
         if not name or name == self._name:

@@ -87,7 +87,6 @@ class SimWorker:
                     world.core.lane(net, broker, f"{self.slot}-{lane}", self.name, plan.transaction_s, member)
                     for lane in range(2)
                 ],
-                owner=self.name,
                 committed=GroupOffsets(net, broker, self.slot),
                 rows_max=plan.transaction_rows,
                 on_failure=on_failure,

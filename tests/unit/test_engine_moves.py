@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from weir.streams.engine import Engine
-from weir.streams.ports import Committed, Place
+from weir.streams.ports import Place
 
 PLACE: Place = ("payments", 0)
 DEADLINE_S = 5.0
@@ -53,14 +53,14 @@ class Restores:
 class Delivers:
     """A delivery of nothing."""
 
-    committed_epoch, owner = 0, "worker/1"
+    committed_epoch = 0
 
     async def start(self) -> None: ...
 
     async def stop(self) -> None: ...
 
-    async def committed(self, places: Sequence[Place]) -> Mapping[Place, Committed]:
-        return dict.fromkeys(places, Committed(0, ""))
+    async def committed(self, places: Sequence[Place]) -> Mapping[Place, int | None]:
+        return dict.fromkeys(places, 0)
 
 
 async def test_a_partition_that_is_lost_in_the_moment_it_is_restored_is_not_ours() -> None:

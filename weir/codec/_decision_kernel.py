@@ -1,3 +1,4 @@
+# mypy: allow-untyped-defs
 """The compiled loop of the decision writer: columns in, framed Avro records out, one after another."""
 
 from typing import Any
@@ -30,7 +31,7 @@ _HEX = np.frombuffer(b"0123456789abcdef", np.uint8)
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _put_long(out, position, value):  # type: ignore[no-untyped-def]
+def _put_long(out, position, value):
     bits = (np.uint64(value) << np.uint64(1)) ^ np.uint64(value >> np.int64(63))
     while bits >= np.uint64(0x80):
         out[position] = np.uint8(bits & np.uint64(0x7F)) | np.uint8(0x80)
@@ -40,10 +41,10 @@ def _put_long(out, position, value):  # type: ignore[no-untyped-def]
     return position + 1
 
 
-def _memcpy(typing, out, position, source, start, count):  # type: ignore[no-untyped-def]
+def _memcpy(typing, out, position, source, start, count):
     """memcpy; a loop over array items takes four times as long, for Numba lets an index be negative."""
 
-    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, args):
         to = context.make_array(signature.args[0])(context, builder, args[0]).data
         origin = context.make_array(signature.args[2])(context, builder, args[2]).data
         cgutils.raw_memcpy(builder, builder.gep(to, [args[1]]), builder.gep(origin, [args[3]]), args[4], 1)  # type: ignore[no-untyped-call]
@@ -56,26 +57,26 @@ _copy: Any = intrinsic(_memcpy)
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _put_bytes(out, position, source, start, count):  # type: ignore[no-untyped-def]
+def _put_bytes(out, position, source, start, count):
     _copy(out, position, source, start, count)
     return position + count
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _put_text(out, position, source, start, count):  # type: ignore[no-untyped-def]
+def _put_text(out, position, source, start, count):
     position = _put_long(out, position, count)
     return _put_bytes(out, position, source, start, count)
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _put_bits(out, position, bits):  # type: ignore[no-untyped-def]
+def _put_bits(out, position, bits):
     for k in range(8):
         out[position + k] = np.uint8((bits >> np.uint64(8 * k)) & np.uint64(0xFF))
     return position + 8
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _put_nullable_double(out, position, bits):  # type: ignore[no-untyped-def]
+def _put_nullable_double(out, position, bits):
     if (bits & np.uint64(_SIGN_OFF)) > np.uint64(_NAN_BITS):
         out[position] = 0
         return position + 1
@@ -84,7 +85,7 @@ def _put_nullable_double(out, position, bits):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _put_decimal(out, position, value):  # type: ignore[no-untyped-def]
+def _put_decimal(out, position, value):
     """The length, then the fewest big-endian two's complement bytes that hold `value`."""
     count = 8
     while count > 1:
@@ -99,7 +100,7 @@ def _put_decimal(out, position, value):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _put_uuid(out, position, uuid):  # type: ignore[no-untyped-def]
+def _put_uuid(out, position, uuid):
     for k in range(UUID_BYTES):
         if k == 4 or k == 6 or k == 8 or k == 10:
             out[position] = 0x2D
@@ -111,12 +112,12 @@ def _put_uuid(out, position, uuid):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _outside(source, start, length):  # type: ignore[no-untyped-def]
+def _outside(source, start, length):
     return start < 0 or length < 0 or start + length > source.shape[0]
 
 
 @njit(cache=True, nogil=True)
-def _bound(  # type: ignore[no-untyped-def]
+def _bound(
     constant, reason_offset, rule_offset, event, event_start, event_length, account, account_start,
     account_length, currency, currency_start, currency_length, terminal, terminal_start, terminal_length,
     trace, trace_start, trace_length,
@@ -148,7 +149,7 @@ def _bound(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def write_rows(  # type: ignore[no-untyped-def]
+def write_rows(
     out, row_start, row_length, constant, segment, reason_text, reason_offset, rule_text, rule_offset, uuid,
     event, event_start, event_length, account, account_start, account_length, currency, currency_start,
     currency_length, terminal, terminal_start, terminal_length, trace, trace_start, trace_length,

@@ -1,3 +1,4 @@
+# mypy: allow-untyped-defs
 """The compiled loops of the columnar reader: a small program of opcodes run over each record.
 
 Nothing here reads outside the record's own slice of the buffer, whatever the bytes say.
@@ -33,7 +34,7 @@ _VARINT_BYTES_MAX = 10
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _varint(buffer, position, end):  # type: ignore[no-untyped-def]
+def _varint(buffer, position, end):
     """(value, next position); a negative position is minus the reason."""
     bits = np.uint64(0)
     shift = np.uint64(0)
@@ -53,7 +54,7 @@ def _varint(buffer, position, end):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def is_utf8(buffer, position, end):  # type: ignore[no-untyped-def]
+def is_utf8(buffer, position, end):
     """Whether the bytes from `position` to `end` are UTF-8 (no surrogates, no overlong forms)."""
     while position < end:
         first = buffer[position]
@@ -89,7 +90,7 @@ def is_utf8(buffer, position, end):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _decimal(buffer, position, end, limit):  # type: ignore[no-untyped-def]
+def _decimal(buffer, position, end, limit):
     """(unscaled value, reason) of a big-endian two's complement number within +-limit."""
     if position == end:
         return np.int64(0), TRUNCATED
@@ -110,7 +111,7 @@ def _decimal(buffer, position, end, limit):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def read_rows(  # type: ignore[no-untyped-def]
+def read_rows(
     buffer, row_length, schema_id, program, ints, floats, text_start, text_length, present, row, status
 ):
     """Number of good rows, whose values are put one after another into the columns.

@@ -1,3 +1,4 @@
+# mypy: allow-untyped-defs
 """The compiled loops that lay records out as Kafka's record batches (magic 2).
 
 Source: Kafka's documentation, Message Format. A record is a varint of its length, then attributes, varints
@@ -23,7 +24,7 @@ _ONE, _SEVEN, _63 = np.uint64(1), np.uint64(7), np.uint64(63)
 
 
 @kernel
-def _varint_bytes(value):  # type: ignore[no-untyped-def]
+def _varint_bytes(value):
     """How many bytes the zigzag varint of an int64 takes."""
     bits = np.uint64((value << 1) ^ (value >> 63))
     count = 1
@@ -34,7 +35,7 @@ def _varint_bytes(value):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _put_varint(out, at, value):  # type: ignore[no-untyped-def]
+def _put_varint(out, at, value):
     """The next position."""
     bits = np.uint64((value << 1) ^ (value >> 63))
     while bits > np.uint64(0x7F):
@@ -46,14 +47,14 @@ def _put_varint(out, at, value):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _put_int(out, at, value, count):  # type: ignore[no-untyped-def]
+def _put_int(out, at, value, count):
     """The low `count` bytes, the highest first."""
     for byte in range(count):
         out[at + byte] = np.uint8((value >> (8 * (count - 1 - byte))) & 0xFF)
 
 
 @kernel
-def _copy(out, at, buffer, start, length):  # type: ignore[no-untyped-def]
+def _copy(out, at, buffer, start, length):
     """The next position."""
     if length <= 0:
         return at
@@ -65,20 +66,20 @@ def _copy(out, at, buffer, start, length):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _put_bytes(out, at, buffer, start, length):  # type: ignore[no-untyped-def]
+def _put_bytes(out, at, buffer, start, length):
     """A varint of the length, then the bytes; the next position. A length of -1 is null."""
     at = _put_varint(out, at, np.int64(length))
     return _copy(out, at, buffer, start, length)
 
 
 @kernel
-def _bytes_bytes(length):  # type: ignore[no-untyped-def]
+def _bytes_bytes(length):
     """How many bytes `_put_bytes` writes."""
     return _varint_bytes(np.int64(length)) + max(length, 0)
 
 
 @kernel
-def inside(size, start, length):  # type: ignore[no-untyped-def]
+def inside(size, start, length):
     """Whether every slice lies within `size` bytes; a length of -1 is null."""
     for row in range(len(start)):
         if start[row] < 0 or length[row] < -1 or start[row] + max(length[row], 0) > size:
@@ -87,7 +88,7 @@ def inside(size, start, length):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def headers_bytes(first, name, name_length, value_length, out):  # type: ignore[no-untyped-def]
+def headers_bytes(first, name, name_length, value_length, out):
     """Into `out` how many bytes the headers of each record take; False when `first` or `name` points outside.
 
     first: (n + 1,) each record's first header. name: (h,) which name. value_length: (h,).
@@ -107,7 +108,7 @@ def headers_bytes(first, name, name_length, value_length, out):  # type: ignore[
 
 
 @kernel
-def plan(bytes_max, key_length, value_length, stamp_ms, header_bytes, body, batch_row, batch_at):  # type: ignore[no-untyped-def]
+def plan(bytes_max, key_length, value_length, stamp_ms, header_bytes, body, batch_row, batch_at):
     """Where batches begin; the number of batches. A record above the bound has a batch of its own.
 
     stamp_ms, header_bytes: (n,), or (1,) for all records.
@@ -146,7 +147,7 @@ def plan(bytes_max, key_length, value_length, stamp_ms, header_bytes, body, batc
 
 
 @kernel
-def fill(  # type: ignore[no-untyped-def]
+def fill(
     out,
     batch_row,
     batch_at,
@@ -207,7 +208,7 @@ def fill(  # type: ignore[no-untyped-def]
 
 
 @kernel
-def stamp(batch, producer_id, producer_epoch, sequence, transactional):  # type: ignore[no-untyped-def]
+def stamp(batch, producer_id, producer_epoch, sequence, transactional):
     """Write who sends the batch, and the checksum over all that follows it."""
     _put_int(batch, _ATTRIBUTES, _TRANSACTIONAL if transactional else 0, 2)
     _put_int(batch, _PRODUCER_ID, producer_id, 8)

@@ -1,3 +1,4 @@
+# mypy: allow-untyped-defs
 """CRC-32C (Castagnoli): by the processor's own instruction (SSE 4.2), else by tables, eight bytes a step.
 
 Source: RFC 3720, 12.1, and Kounavis and Berry 2005, slicing-by-8.
@@ -39,7 +40,7 @@ _8, _16, _24 = np.uint32(8), np.uint32(16), np.uint32(24)
 
 
 @kernel
-def by_tables(buffer, start, end):  # type: ignore[no-untyped-def]
+def by_tables(buffer, start, end):
     """The checksum of the bytes from `start` to `end`, as uint32; on any processor."""
     crc = _ALL
     at = start
@@ -68,10 +69,10 @@ def by_tables(buffer, start, end):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def _step(_, crc, buffer, at):  # type: ignore[no-untyped-def]
+def _step(_, crc, buffer, at):
     """The checksum after the eight bytes at `at`."""
 
-    def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def emit(context, builder, signature, arguments):
         word = ir.IntType(64)
         array = cast(Any, make_array)(signature.args[1])(context, builder, arguments[1])
         place = builder.bitcast(builder.gep(array.data, [arguments[2]]), word.as_pointer())
@@ -88,7 +89,7 @@ step = cast(Callable[..., Any], _step)
 
 
 @kernel
-def by_instruction(buffer, start, end):  # type: ignore[no-untyped-def]
+def by_instruction(buffer, start, end):
     """The same, where `has_instruction()`."""
     words = np.uint64(_ALL)
     at = start

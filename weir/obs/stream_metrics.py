@@ -7,7 +7,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 
 from weir.obs.metrics import DURATION_BUCKETS_S
 
-RestoreSource = Literal["standby", "changelog", "input"]
+RestoreSource = Literal["changelog", "input"]
 Damaged = Literal["snapshot", "changelog", "journal"]
 Entity = Literal["account", "terminal"]
 
@@ -45,7 +45,7 @@ class StreamMetrics:
         ).labels(service)
         self._restored_rows = Counter(
             "weir_state_restored_rows_total",
-            "Rows of state brought here, by where they came from: standby, changelog, input.",
+            "Rows of state brought here, by where they came from: changelog, input.",
             ["service", "source"],
             registry=registry,
         )

@@ -6,11 +6,11 @@ identifiers that collide. Source: Aumasson and Bernstein 2012, "SipHash: a fast 
 """
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from weir.columns import Column
 from weir.state.jit import kernel
 
 KEY_BYTES = 16
@@ -24,23 +24,7 @@ _C3 = np.uint64(0x7465646279746573)
 _FF = np.uint64(0xFF)
 
 
-class Strings(Protocol):
-    """A column of byte strings inside one buffer, as `weir.codec.columns.StringColumn` is."""
-
-    @property
-    def buffer(self) -> NDArray[np.uint8]:
-        """All bytes."""
-
-    @property
-    def start(self) -> NDArray[np.int64]:
-        """(n,) first byte of each string in `buffer`."""
-
-    @property
-    def length(self) -> NDArray[np.int64]:
-        """(n,) bytes of each string."""
-
-
-def keyed_hash(strings: Strings, key: bytes) -> NDArray[np.uint64]:
+def keyed_hash(strings: Column, key: bytes) -> NDArray[np.uint64]:
     """(n,) SipHash-2-4 of each string; never 0.
 
     Raises:

@@ -1,7 +1,6 @@
 """A Faust application whose agents work on record batches."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from typing import Any, cast
 
@@ -42,7 +41,7 @@ class TakenBatch:
 
     def finish(self) -> bool:
         """Let the offset after the batch be committed; False when the partition is no longer ours."""
-        return self._app._finish(self._message)
+        return bool(cast(Any, self._app.consumer).finish(self._message))
 
 
 class BatchApp(faust.App):
@@ -82,8 +81,6 @@ class BatchApp(faust.App):
         self.commits_offsets = commits_offsets
         self._crashing: asyncio.Future[None] | None = None
         self.fatal: BaseException | None = None
-        self._taken: set[int] = set()
-        self._one_finished = asyncio.Event()
         super().__init__(
             id,
             broker=";".join(f"kafka://{server.strip()}" for server in kafka.bootstrap_servers.split(",")),
@@ -172,26 +169,10 @@ class BatchApp(faust.App):
             message = event.message
             if not cast(Any, self.consumer).holds(message):
                 continue
-            self._taken.add(id(message))
             yield TakenBatch(self, message)
 
-    def _finish(self, message: Message) -> bool:
-        self._taken.discard(id(message))
-        self._one_finished.set()
-        return bool(cast(Any, self.consumer).finish(message))
-
-    async def drain(self) -> int:
-        """Wait until no agent holds a batch, at most the drain deadline; returns how many are left."""
-        deadline = time.monotonic() + self.drain_deadline_s
-        while self._taken and (left_s := deadline - time.monotonic()) > 0:
-            self._one_finished.clear()
-            try:
-                await asyncio.wait_for(self._one_finished.wait(), left_s)
-            except TimeoutError:
-                self.log.warning(
-                    "%d batches unfinished after %.1f s: they are read again.",
-                    len(self._taken),
-                    self.drain_deadline_s,
-                )
-        left, self._taken = len(self._taken), set()
-        return left
+    async def drain(self) -> None:
+        """Override: finish what is in flight, for the consumer is about to stop."""
+        consumer = cast(Any, self.consumer)
+        if not await consumer.drained(consumer.assignment(), self.drain_deadline_s):
+            self.log.warning("Batches unfinished after %.1f s: they are read again.", self.drain_deadline_s)

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 from weir.kafka.records import AnyOutput
-from weir.streams.ports import Committed, Done, Place
+from weir.streams.ports import Done, Place
 
 
 class Publisher(Protocol):
@@ -34,13 +34,11 @@ class AtLeastOnce:
         on_committed: called with the last epoch of those that are published, in order.
     """
 
-    owner = ""
-
     def __init__(
         self,
         publisher: Publisher,
         *,
-        committed: Callable[[Sequence[Place]], Awaitable[Mapping[Place, Committed]]],
+        committed: Callable[[Sequence[Place]], Awaitable[Mapping[Place, int | None]]],
         on_failure: Callable[[BaseException], None],
         on_committed: Callable[[int], None],
     ) -> None:
@@ -100,7 +98,7 @@ class AtLeastOnce:
         self._under_way.clear()
         self._failed = False
 
-    async def committed(self, places: Sequence[Place]) -> Mapping[Place, Committed]:
+    async def committed(self, places: Sequence[Place]) -> Mapping[Place, int | None]:
         """The group's committed offsets."""
         return await self._ask(places)
 

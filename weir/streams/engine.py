@@ -272,7 +272,7 @@ class Engine:
 
     async def _restore(self, place: Place) -> None:
         committed = (await self._until_answered(lambda: self._delivery.committed([place])))[place]
-        offset = await self._until_answered(lambda: self._processor.restore(place, committed.offset))
+        offset = await self._until_answered(lambda: self._processor.restore(place, committed))
         if self._restoring.get(place) is not asyncio.current_task():
             # Lost meanwhile: aiokafka's `close` swallows a cancellation that comes while it waits itself.
             return

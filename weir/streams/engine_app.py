@@ -81,11 +81,10 @@ class EngineApp(BatchApp):
         """Roll back what was read of `lost`."""
         await self.engine.evicted(_places(lost))
 
-    async def drain(self) -> int:
+    async def drain(self) -> None:
         """The consumer is about to stop: commit what is in flight while this worker is still a member."""
         if self._engine is not None:
             await self._engine.shutdown()
-        return 0
 
     async def on_stop(self) -> None:
         """Hand the partitions over or finish them, leave the group, then close the parts."""

@@ -19,7 +19,7 @@ from typing import Protocol
 
 from weir.kafka.records import AnyOutput
 from weir.obs.log import get_logger
-from weir.streams.ports import Committed, Done, Place
+from weir.streams.ports import Done, Place
 
 log = get_logger("weir.streams.exactly_once")
 
@@ -67,7 +67,6 @@ class ExactlyOnce:
 
     Args:
         lanes: the producers that take turns, each with a transactional id of its own.
-        owner: this worker's name in the offsets that its lanes send.
         committed: asks the group's coordinator; it answers only what no open transaction can change.
         rows_max: records of a transaction's groups, so that a reader need not wait for a long one.
         on_failure: called once with the error; then `recover` is expected.
@@ -79,14 +78,12 @@ class ExactlyOnce:
         self,
         lanes: Sequence[Lane],
         *,
-        owner: str,
-        committed: Callable[[Sequence[Place]], Awaitable[Mapping[Place, Committed]]],
+        committed: Callable[[Sequence[Place]], Awaitable[Mapping[Place, int | None]]],
         rows_max: int,
         on_failure: Callable[[BaseException], None],
         on_committed: Callable[[int], None],
         observe: Callable[[float], None] = lambda duration_s: None,
     ) -> None:
-        self.owner = owner
         self._lanes, self._ask, self._rows_max = lanes, committed, rows_max
         self._on_failure, self._on_committed, self._observe = on_failure, on_committed, observe
         self._waiting: deque[tuple[Done, asyncio.Future[None]]] = deque()
@@ -204,7 +201,7 @@ class ExactlyOnce:
         self._open.clear()
         self._begin()
 
-    async def committed(self, places: Sequence[Place]) -> Mapping[Place, Committed]:
+    async def committed(self, places: Sequence[Place]) -> Mapping[Place, int | None]:
         """The group's committed offsets, once no transaction can change them any more."""
         return await self._ask(places)
 

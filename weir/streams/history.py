@@ -1,6 +1,5 @@
-"""Reading a topic outside the consumer group: what came before, and what every worker must see."""
+"""Reading a topic outside the consumer group, from one place to another."""
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -149,42 +148,3 @@ async def _until(consumer: AIOKafkaConsumer, left: dict[TopicPartition, int]) ->
             if await consumer.position(tp) >= left[tp]:
                 consumer.pause(tp)
                 del left[tp]
-
-
-class Broadcast:
-    """Every record of a topic, to this process alone: all partitions, no group, from `since_ms` on.
-
-    `caught_up` is set once everything that was there at the start has been handed out.
-    """
-
-    def __init__(self, settings: KafkaSettings, topic: str, since_ms: int, client_id: str) -> None:
-        self._settings, self._topic = settings, topic
-        self._since_ms, self._client_id = since_ms, client_id
-        self.caught_up = asyncio.Event()
-
-    async def batches(self) -> AsyncIterator[RecordBatch]:
-        """Batches without end; stop by cancelling, or by closing the generator."""
-        consumer = await open_consumer(self._settings, self._client_id)
-        try:
-            with one_line(self._settings, self._topic):
-                tps = await partitions(consumer, self._topic)
-            consumer.assign(tps)
-            starts = await consumer.offsets_for_times(dict.fromkeys(tps, self._since_ms))
-            ends: dict[TopicPartition, int] = await consumer.end_offsets(tps)
-            for tp in tps:
-                start = starts.get(tp)
-                consumer.seek(tp, start.offset if start is not None else ends[tp])
-            await self._note_position(consumer, ends)
-            while True:
-                fetched: dict[TopicPartition, list[Any]] = await consumer.getmany(timeout_ms=_POLL_MS)
-                for tp, records in fetched.items():
-                    if records:
-                        yield RecordBatch(tp.topic, tp.partition, records)
-                if not self.caught_up.is_set():
-                    await self._note_position(consumer, ends)
-        finally:
-            await consumer.stop()
-
-    async def _note_position(self, consumer: AIOKafkaConsumer, ends: dict[TopicPartition, int]) -> None:
-        if all([await consumer.position(tp) >= end for tp, end in ends.items()]):
-            self.caught_up.set()

@@ -56,14 +56,6 @@ class Done:
     next_offsets: Mapping[Place, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Committed:
-    """What the group has committed of a place: the next offset to read, and who committed it."""
-
-    offset: int | None
-    owner: str
-
-
 class Processor(Protocol):
     """What a service does with a group, and its state.
 
@@ -130,11 +122,7 @@ class Delivery(Protocol):
     def committed_epoch(self) -> int:
         """Every epoch up to this one has committed."""
 
-    @property
-    def owner(self) -> str:
-        """This worker's name in the offsets that it commits; another at every start."""
-
-    async def committed(self, places: Sequence[Place]) -> Mapping[Place, "Committed"]:
+    async def committed(self, places: Sequence[Place]) -> Mapping[Place, int | None]:
         """The group's committed offsets, once no transaction can change them any more."""
 
     async def stop(self) -> None:

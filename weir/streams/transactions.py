@@ -17,7 +17,7 @@ from weir.kafka.protocol import GroupMember
 from weir.kafka.records import AnyOutput
 from weir.kafka_options import client_options, connect
 from weir.obs.log import get_logger
-from weir.streams.ports import Committed, Place
+from weir.streams.ports import Place
 
 log = get_logger("weir.streams.transactions")
 
@@ -138,7 +138,7 @@ class GroupOffsets:
         self._members: set[str] = set()
         self._members_at_s = float("-inf")
 
-    async def __call__(self, places: Sequence[Place]) -> Mapping[Place, Committed]:
+    async def __call__(self, places: Sequence[Place]) -> Mapping[Place, int | None]:
         """Each place's offset.
 
         Raises:
@@ -158,7 +158,7 @@ class GroupOffsets:
                 raise
         for owner in {owner for _, owner in found.values()}:
             await self.take_over(owner)
-        return {place: Committed(offset, owner) for place, (offset, owner) in found.items()}
+        return {place: offset for place, (offset, _) in found.items()}
 
     async def take_over(self, owner: str) -> None:
         """Abort what the last owner left open, if it has left the group: readers need not wait for it.

@@ -50,7 +50,7 @@ class TopicReader:
                 self.oldest = _by_number(await consumer.beginning_offsets(tps))
                 self.ends = _by_number(await consumer.end_offsets(tps))
                 await self._begin(consumer, tps)
-        except BaseException:
+        except BaseException:  # told onwards; the connection must not stay open
             await self.__aexit__(None, None, None)
             raise
         return self
