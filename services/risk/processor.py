@@ -150,7 +150,7 @@ class RiskProcessor:
     def _take_in(self) -> None:
         for batches, positions in self._to_learn:
             for batch in batches:
-                labels, rows = self._label_reading(batch.values)
+                labels, rows = self._label_reading(batch.values, batch.timestamps_ms)
                 offsets = np.array(batch.offsets, np.int64)[rows]
                 self.state.learn(labels, batch.partition, offsets, batch.offset_last + 1)
             self.state.positions.labels.update(positions)
@@ -218,7 +218,7 @@ class RiskProcessor:
                 return known, Owed(labels, owed)
             async for batch in self._restoring.labels(known, behind):
                 await self._schemas(batch.values)
-                owed.append(self._label_reading(batch.values)[0])
+                owed.append(self._label_reading(batch.values, batch.timestamps_ms)[0])
             known.update(behind)
 
     def drop(self, place: Place) -> None:

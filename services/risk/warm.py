@@ -72,7 +72,7 @@ async def warm(
     state.attach(0, state.new_accounts(), 0, {})
     state.begin(1)
     read = reading(group, state)
-    learnt, rows = labels([frame(ids[1], RowCodec(load_schema("label")).encode(label))])
+    learnt, rows = labels([frame(ids[1], RowCodec(load_schema("label")).encode(label))], [at_ms])
     state.learn(learnt, 0, rows, 1)
     state.terminals.enter(*split_contributions(read.traces[0].contributions))
     changed = state.changelog(1, [0], at_ms)

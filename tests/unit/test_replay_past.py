@@ -109,7 +109,7 @@ class Worker:
         at = self.state.positions.labels.get(partition, 0)
         part = [each for each in labels if at <= each.offset < (len(labels) if upto is None else upto)]
         if part:
-            found, rows = self.label_reading([each.value for each in part])
+            found, rows = self.label_reading([each.value for each in part], [each.timestamp for each in part])
             offsets = reading_module.np.array([each.offset for each in part])[rows]
             self.state.learn(found, partition, offsets, part[-1].offset + 1)
 

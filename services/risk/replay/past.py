@@ -104,7 +104,7 @@ class Past:
             if labels:
                 batch = RecordBatch(self._readers.labels.topic, number, labels)
                 await self._schemas(batch.values)
-                found, rows = self._label_reading(batch.values)
+                found, rows = self._label_reading(batch.values, batch.timestamps_ms)
                 offsets = np.array(batch.offsets, np.int64)[rows]
                 self.state.learn(found, number, offsets, batch.offset_last + 1)
             positions[number] = offset
