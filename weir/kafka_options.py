@@ -3,9 +3,9 @@
 import asyncio
 import logging
 import ssl
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
@@ -17,6 +17,8 @@ from weir.errors import AccessDenied, ConfigError, NeighbourUnavailable, WeirErr
 
 # A laptop's broker answers in milliseconds; a far one within this, or the person should hear of it.
 PROBE_TIMEOUT_MS = 10_000
+
+Answer = TypeVar("Answer")
 
 
 def ssl_context(settings: KafkaSettings) -> ssl.SSLContext | None:
@@ -90,7 +92,7 @@ async def connect(
         with _without_bootstrap_log():
             await client.start()
     except (KafkaError, OSError, TimeoutError) as error:
-        await (client.close() if isinstance(client, AIOKafkaAdminClient) else client.stop())
+        await uninterrupted(client.close() if isinstance(client, AIOKafkaAdminClient) else client.stop())
         if isinstance(error, ClusterAuthorizationFailedError):
             # Of a producer: an idempotent one asks for its id first, which any right to write allows.
             raise AccessDenied(
@@ -100,6 +102,21 @@ async def connect(
             ) from error
         # aiokafka only says "Unable to bootstrap": ask one broker for the cause.
         raise await why_unreachable(settings) or unavailable(settings, error) from error
+
+
+async def uninterrupted(closing: Coroutine[Any, Any, Answer]) -> Answer:
+    """What `closing` returns, once it has gone to its end; a cancellation comes out then, and is never lost.
+
+    An aiokafka client that closes cancels tasks of its own and awaits them: a cancellation of the caller that
+    comes meanwhile is taken for theirs and swallowed, and a loop that was to end for it would go on.
+    """
+    task = asyncio.create_task(closing)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        if not task.done():
+            await asyncio.wait([task])
+        raise
 
 
 async def why_unreachable(settings: KafkaSettings) -> WeirError | None:

@@ -19,7 +19,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 
 from weir.config import KafkaSettings
 from weir.errors import AccessDenied, MissingPart, NeighbourUnavailable, WeirError
-from weir.kafka_options import client_options, connect, unavailable
+from weir.kafka_options import client_options, connect, unavailable, uninterrupted
 
 _DENIALS = (
     ClusterAuthorizationFailedError,
@@ -68,12 +68,16 @@ async def partitions_of(topic: str, settings: KafkaSettings) -> tuple[int, ...]:
             if found["error_code"]:
                 raise for_code(found["error_code"])(topic)
     finally:
-        await admin.close()
+        await uninterrupted(admin.close())
     return tuple(sorted(partition["partition"] for partition in found["partitions"]))
 
 
 async def stop(consumer: AIOKafkaConsumer) -> None:
-    """Stops a consumer that was started, even a moment ago."""
+    """Stops a consumer that was started, even a moment ago; a cancellation comes out once it has stopped."""
+    await uninterrupted(_stop(consumer))
+
+
+async def _stop(consumer: AIOKafkaConsumer) -> None:
     # Of a task that has not begun, aiokafka would let the cancellation out as if it were the caller's.
     await asyncio.sleep(0)
     await consumer.stop()

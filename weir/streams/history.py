@@ -65,7 +65,7 @@ async def partition_counts(settings: KafkaSettings, topics: list[str], client_id
                 counts[topic] = len(await partitions(consumer, topic))
         return counts
     finally:
-        await consumer.stop()
+        await stop(consumer)
 
 
 async def read_until(
