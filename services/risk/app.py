@@ -104,6 +104,7 @@ class RiskApp(EngineApp):
             "accounts": worker.state.account_count,
             "terminals": worker.state.terminals.row_count,
             "groups_in_flight": engine.in_flight,
+            "rows_in_flight": engine.rows_in_flight,
         }
 
 

@@ -112,6 +112,11 @@ class Engine:
         """Groups read and not yet delivered."""
         return self._pipeline.in_flight
 
+    @property
+    def rows_in_flight(self) -> int:
+        """Rows of these groups: never more than `rows_in_flight_max`."""
+        return self._pipeline.rows_in_flight
+
     async def start(self) -> None:
         """Connect, and read what is handed over."""
         await self._delivery.start()

@@ -104,6 +104,11 @@ class Pipeline:
         """Groups read and not yet delivered."""
         return len(self._tasks)
 
+    @property
+    def rows_in_flight(self) -> int:
+        """Rows of these groups; of a group larger than the bound, the bound."""
+        return self._rows_max - self._rows_free
+
     def holds(self, places: Collection[Place]) -> bool:
         """Whether a group in flight has a batch of these, or has changed their state."""
         return any(not touched.isdisjoint(places) for _, touched in self._tasks.values())
