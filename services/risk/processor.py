@@ -10,7 +10,7 @@ from services.risk.labels import LabelReading
 from services.risk.ports import Counts, Scorer, Writer
 from services.risk.reading import PaymentReading, ReadBatch
 from services.risk.restore import Restoring
-from services.risk.state import Owed, Positions, RiskState
+from services.risk.state import Owed, Positions, RiskState, contributions_max
 from services.risk.writing import Scored
 from weir.errors import IntegrityError
 from weir.features.columns import Labels
@@ -84,7 +84,7 @@ class RiskProcessor:
         for batches, _ in self._to_learn:
             for batch in batches:
                 await self._schemas(batch.values)
-        if not self.state.has_room_for(group):
+        if not self.state.has_room_for(group, self._beside()) and self.state.may_forget:
             # Forgetting cannot be rolled back, so nothing may be left that could be.
             while not self.state.is_settled:
                 self._released.clear()
@@ -146,6 +146,12 @@ class RiskProcessor:
             or self._journal.has_some
             or any(taken for taken, _ in self._to_learn)
         )
+
+    def _beside(self) -> int:
+        """Terminals that what waits beside the groups could bring, at most."""
+        labels = sum(len(batch) for taken, _ in self._to_learn for batch in taken)
+        told = (value for batch in self._journal.waiting for value in batch.values)
+        return labels + sum(contributions_max(value) for value in told if value is not None)
 
     def _take_in(self) -> None:
         for batches, positions in self._to_learn:

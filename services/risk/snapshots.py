@@ -13,12 +13,12 @@ from typing import Any
 
 from services.risk.state import Positions, RiskState
 from weir.config import KafkaSettings
-from weir.errors import IntegrityError, MissingPart
+from weir.errors import IntegrityError, MissingPart, WeirError
 from weir.features._saving import Saving
 from weir.features.terminals import Terminals
 from weir.obs.log import get_logger
 from weir.obs.stream_metrics import StreamMetrics
-from weir.state.pin import SnapshotGivenUp
+from weir.state.pin import SnapshotClosed, SnapshotGivenUp
 from weir.streams import journal
 from weir.streams.history import end_offsets
 
@@ -56,7 +56,12 @@ class Snapshots:
     async def write(self, state: RiskState) -> None:
         """Write all that is held, as of the last commit; a file that cannot be written stays as it was."""
         begun_s = time.monotonic()
-        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            self._failed(self._folder, error)
+            self._metrics.snapshot_failed()
+            return
         ends = await end_offsets(self._kafka, self._changelog, self._client_id)
         positions = state.committed_positions.copy()
         failed = False
@@ -72,16 +77,19 @@ class Snapshots:
             for path, saving, about in files:
                 try:
                     await asyncio.to_thread(saving.write, path, about)
-                except (OSError, SnapshotGivenUp) as error:
+                except (OSError, SnapshotGivenUp, SnapshotClosed) as error:
                     failed = True
-                    said = error.strerror if isinstance(error, OSError) else None
-                    log.error("snapshot_not_written", file=path.name, error=said or str(error))
+                    self._failed(path, error)
         if failed:
             self._metrics.snapshot_failed()
             return
         self._positions = dict(positions.inputs)
         self._metrics.snapshot_written(time.time())
         log.debug("snapshots_written", files=len(files), duration_s=round(time.monotonic() - begun_s, 3))
+
+    def _failed(self, path: Path, error: OSError | WeirError) -> None:
+        said = error.strerror if isinstance(error, OSError) else None
+        log.error("snapshot_not_written", file=path.name, error=said or str(error))
 
     def load_terminals(self, state: RiskState) -> bool:
         """Give the state the terminals of the last snapshot, and its positions; whether there was one."""

@@ -30,8 +30,6 @@ HOUR_MS = 3_600_000
 # No account hashes to 0: the key of the partition's mark in its changelog.
 MARK_KEY = bytes(8)
 _TERMINAL_BYTES, _HOUR_BYTES = 8, 4
-# How many rows the tables look at in one search for expired ones.
-EXPIRED_LOOK_ROWS = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +110,8 @@ class RiskState:
         # Which labels a partition knew when it came: it must not learn them twice, even after a roll back.
         self._known: dict[int, Mapping[int, int]] = {}
         self._owed: dict[int, Owed] = {}
+        # What each table was when nothing more of it could be forgotten: the terminals' is under None.
+        self._looked_at: dict[int | None, tuple[int, int]] = {}
         self._before: deque[tuple[int, Positions]] = deque()
 
     def new_accounts(self) -> Accounts:
@@ -247,25 +247,47 @@ class RiskState:
 
     # -- room ----------------------------------------------------------------------------------------------
 
-    def has_room_for(self, group: BatchGroup) -> bool:
-        """Whether every payment of the group could be of a new account at a new terminal."""
+    def has_room_for(self, group: BatchGroup, beside: int = 0) -> bool:
+        """Whether every payment of the group could be of a new account at a new terminal.
+
+        Args:
+            beside: terminals that what enters beside the group could bring.
+        """
         rows = Counter({batch.partition: 0 for batch in group.batches})
         for batch in group.batches:
             rows[batch.partition] += len(batch)
-        return _has_room(self.terminals.rows, len(group)) and all(
-            _has_room(self.accounts[partition].rows, count) for partition, count in rows.items()
+        return _has_room(self.terminals.rows, len(group) + beside) and all(
+            _has_room(self.accounts[partition].rows, count)
+            for partition, count in rows.items()
+            if partition in self.accounts  # else it has gone to another worker meanwhile
         )
 
+    @property
+    def may_forget(self) -> bool:
+        """Whether `forget_expired` could find a row: windows have moved on since it looked, or rows came."""
+        return self._tables() != self._looked_at
+
     def forget_expired(self) -> int:
-        """Let go of what no window can see; how many rows. Only when settled."""
+        """Let go of what no window can see; how many rows. Only when settled.
+
+        A snapshot in the making needs rows to stay where they are: it is given up, and the older one stays.
+        """
         forgotten = 0
-        # Each call looks at a part of the table, and goes on from there.
-        for _ in range(1 + self.terminals.row_count // EXPIRED_LOOK_ROWS):
-            forgotten += self.terminals.evict()
-        for accounts in self.accounts.values():
-            for _ in range(1 + accounts.row_count // EXPIRED_LOOK_ROWS):
-                forgotten += accounts.evict(accounts.expired(EXPIRED_LOOK_ROWS))
+        tables: list[Accounts | Terminals] = [self.terminals, *self.accounts.values()]
+        for table in tables:
+            table.rows.stop_reader()
+            forgotten += table.rows.evict_expired(table.floor_hour())
+        self._looked_at = self._tables()
         return forgotten
+
+    def _tables(self) -> dict[int | None, tuple[int, int]]:
+        """Of each table before which hour rows may be forgotten, and how many there are."""
+        tables: dict[int | None, tuple[int, int]] = {
+            partition: (accounts.floor_hour(), accounts.row_count)
+            for partition, accounts in self.accounts.items()
+        }
+        tables[None] = self.terminals.floor_hour(), self.terminals.row_count
+        return tables
 
     # -- what is written -----------------------------------------------------------------------------------
 
@@ -359,6 +381,11 @@ def contributions_of(payments: Payments) -> bytes:
     """What a batch says of terminals: n hashes (u64, little endian), then n event hours (i32)."""
     hour = (payments.event_ms // HOUR_MS).astype("<i4")
     return payments.terminal.astype("<u8", copy=False).tobytes() + hour.tobytes()
+
+
+def contributions_max(record: bytes) -> int:
+    """How many contributions a journal record of so many bytes has at most."""
+    return len(record) // (_TERMINAL_BYTES + _HOUR_BYTES)
 
 
 def split_contributions(data: bytes) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:

@@ -36,7 +36,7 @@ class SnapshotGivenUp(WeirError):
 
 
 class SnapshotClosed(WeirError):
-    """Whoever ordered a snapshot did not wait for it; the older snapshot stays as it is."""
+    """A snapshot was in the way, or nobody waits for it any more; the older snapshot stays as it is."""
 
     retriable = True
 

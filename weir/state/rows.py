@@ -155,8 +155,7 @@ class Rows:
             return
         if self.outstanding:
             raise StateFull(self.what, self.row_max, outstanding=True)
-        self._scan_at = 0
-        if not self.evict(self.expired(before_hour, self.row_max, scan_rows=self.row_max)):
+        if not self.evict_expired(before_hour):
             raise StateFull(self.what, self.row_max)
 
     def reserve(self, row_count: int) -> None:
@@ -182,6 +181,15 @@ class Rows:
         # Rows move to the front as others leave: what follows the last one found is looked at next.
         self._scan_at = start + int(old[-1]) + 1 if old.size == limit and limit else stop % count
         return np.array(keys[old])
+
+    def evict_expired(self, before_hour: int) -> int:
+        """Forget every row whose newest hour is before `before_hour`; how many there were.
+
+        Raises:
+            OutOfEpoch: a change is outstanding, or a pin holds the rows where they are.
+        """
+        self._scan_at = 0
+        return self.evict(self.expired(before_hour, self.row_max, scan_rows=self.row_max))
 
     def evict(self, keys: NDArray[np.uint64]) -> int:
         """Forget these keys' rows, and count them as evicted; how many there were.
@@ -340,6 +348,11 @@ class Rows:
             if self._pin is pin:
                 self._pin = None
                 self._trim()
+
+    def stop_reader(self) -> None:
+        """Close the pin, if there is one: rows may move again, and its reader is told so."""
+        if self._pin is not None:
+            self._pin.close()
 
     def kept_entries(self, start: int) -> list[undo.Entries]:
         """The copies made since position `start`; call it with the lock held."""

@@ -6,7 +6,7 @@ the state's positions are older than what was taken: `rewind` reads them again.
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -67,6 +67,11 @@ class SideInput:
         self._rows = 0
         self._arrivals.set()
         return taken, dict(self._fetched)
+
+    @property
+    def waiting(self) -> Sequence[RecordBatch]:
+        """What `take` would bring."""
+        return self._waiting
 
     @property
     def has_some(self) -> bool:
