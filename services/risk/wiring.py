@@ -301,6 +301,7 @@ async def open_worker(
             drain_deadline_s=settings.drain_deadline_s,
             on_fatal=on_fatal,
         )
+        stream_metrics.watch_in_flight(lambda: engine.rows_in_flight)
         stack.push_async_callback(engine.shutdown)
         yield Worker(
             engine,

@@ -32,6 +32,11 @@ class StreamMetrics:
             buckets=DURATION_BUCKETS_S,
             **label,  # type: ignore[arg-type]
         ).labels(service)
+        self._in_flight = Gauge(
+            "weir_rows_in_flight",
+            "Records read and not yet delivered; the service's settings bound them.",
+            **label,  # type: ignore[arg-type]
+        ).labels(service)
         self._rows = Gauge(
             "weir_state_rows",
             "Rows of state that this worker holds.",
@@ -85,6 +90,10 @@ class StreamMetrics:
     def watch_rows(self, entity: Entity, count: Callable[[], float]) -> None:
         """Ask `count` whenever somebody reads the metrics."""
         self._rows.labels(self._service, entity).set_function(count)
+
+    def watch_in_flight(self, count: Callable[[], float]) -> None:
+        """Ask `count` whenever somebody reads the metrics."""
+        self._in_flight.set_function(count)
 
     def forgotten(self, row_count: int) -> None:
         """Rows were let go."""
