@@ -14,6 +14,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from services.risk.reading import PaymentReading
 from services.risk.snapshots import Snapshots
 from services.risk.state import MARK_KEY, RiskState
@@ -23,6 +25,7 @@ from weir.features.accounts import Accounts
 from weir.features.terminals import Terminals
 from weir.obs.log import get_logger
 from weir.obs.stream_metrics import RestoreSource, StreamMetrics
+from weir.state.table import StateFull
 from weir.streams import journal
 from weir.streams.batch import RecordBatch
 from weir.streams.history import end_offsets, read_range, read_until
@@ -128,18 +131,41 @@ class Restoring:
 
     async def _from_changelog(self, partition: int) -> tuple[Accounts, Mark | None, int]:
         topic = self._topics.risk_accounts
-        accounts, mark, start = await asyncio.to_thread(self._from_snapshot, partition)
         ends = await end_offsets(self._kafka, topic, f"{self._client_id}-restore", undecided=True)
+        try:
+            return await self._replayed(partition, ends[partition], None)
+        except StateFull:
+            # Rows that the worker had forgotten are still in the log, and its clock of then may not be: the
+            # newest one tells them from the others, which are no more than that worker held.
+            newest = await self._newest_mark(partition, ends[partition])
+            if newest is None:
+                raise
+            return await self._replayed(partition, ends[partition], newest)
+
+    async def _replayed(
+        self, partition: int, end: int, newest: Mark | None
+    ) -> tuple[Accounts, Mark | None, int]:
+        """Snapshot and changelog together; with `newest` rows that have expired by then need no room."""
+        accounts, mark, start = await asyncio.to_thread(self._from_snapshot, partition)
         row_count = accounts.row_count
-        wanted = {partition: ends[partition]}
-        async for batch in read_range(
-            self._kafka, topic, {partition: start}, wanted, f"{self._client_id}-restore"
-        ):
+        ahead = np.array([0] if newest is None else newest.clock, np.int64)
+        np.maximum(accounts.clock, ahead, out=accounts.clock)
+        async for batch in self._changelog(partition, start, end):
             if (found := self._apply(batch, accounts)) is not None:
                 mark = found
-                accounts.clock[:] = mark.clock
+                accounts.clock[:] = np.maximum(mark.clock, ahead)
             row_count += len(batch)
         return accounts, mark, row_count
+
+    async def _newest_mark(self, partition: int, end: int) -> Mark | None:
+        mark = None
+        async for batch in self._changelog(partition, 0, end):
+            mark = _mark_in(batch) or mark
+        return mark
+
+    def _changelog(self, partition: int, start: int, end: int) -> AsyncIterator[RecordBatch]:
+        topic, starts, ends = self._topics.risk_accounts, {partition: start}, {partition: end}
+        return read_range(self._kafka, topic, starts, ends, f"{self._client_id}-restore")
 
     def _from_snapshot(self, partition: int) -> tuple[Accounts, Mark | None, int]:
         """The newest snapshot of this worker, its mark, and where the changelog goes on."""
@@ -156,12 +182,8 @@ class Restoring:
         return self._state.new_accounts(), None, 0
 
     def _apply(self, batch: RecordBatch, accounts: Accounts) -> Mark | None:
-        keys, values = batch.keys, batch.values
-        marks = [row for row, key in enumerate(keys) if key == MARK_KEY]
-        mark = None
-        if marks:
-            where = f"{batch.topic} {batch.partition} at {batch.offsets[marks[-1]]}"
-            mark = journal.decode(values[marks[-1]], Mark, where)
+        keys, values, mark = batch.keys, batch.values, _mark_in(batch)
+        if mark is not None:
             kept = [row for row, key in enumerate(keys) if key != MARK_KEY]
             keys, values = [keys[row] for row in kept], [values[row] for row in kept]
         accounts.restore_rows(keys, values)
@@ -182,3 +204,12 @@ class Restoring:
         ):
             count += self._reading.absorb(batch.values, accounts, nobody)
         return accounts, count
+
+
+def _mark_in(batch: RecordBatch) -> Mark | None:
+    """The last mark among the records of a changelog."""
+    marks = [row for row, key in enumerate(batch.keys) if key == MARK_KEY]
+    if not marks:
+        return None
+    where = f"{batch.topic} {batch.partition} at {batch.offsets[marks[-1]]}"
+    return journal.decode(batch.values[marks[-1]], Mark, where)

@@ -166,3 +166,21 @@ def test_a_changelog_of_more_accounts_than_fit_is_restored_without_those_that_ex
         assert restored.rows.content() == live.rows.content()
     with pytest.raises(StateFull, match="all 29 rows"):
         Accounts(rows_max=29).restore_rows(keys, values)
+
+
+def test_a_full_table_leaves_out_rows_that_no_window_sees_and_refuses_those_that_one_does() -> None:
+    """A row's hour is its third 64-bit word here; the table holds two of hour 9."""
+    table = Rows("thing", 64, row_start=1, row_max=2, hour_at=4, stamp_at=6, clock=np.zeros(1, np.int64))
+
+    def put(*rows: tuple[int, int]) -> None:
+        block = np.zeros((len(rows), 64), np.uint8)
+        block.view(np.uint64)[:, 0] = [key for key, _ in rows]
+        block.view(np.int32)[:, 4] = [hour for _, hour in rows]
+        table.put(block, before_hour=5)
+
+    put((1, 9), (2, 9))
+    put((3, 4), (4, 4), (1, 10), (5, 0))
+    assert sorted(table.content()) == [1, 2]
+    assert table.table.i32[table.find(np.array([1], np.uint64)), 4] == 10
+    with pytest.raises(StateFull):
+        put((3, 4), (6, 5))

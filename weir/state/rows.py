@@ -219,7 +219,7 @@ class Rows:
     def put(self, rows: NDArray[np.uint8], before_hour: int) -> None:
         """Let rows (n, row_bytes) take the place of their keys' rows, or be added; of a key the last counts.
 
-        Where there is no room, rows older than `before_hour` are forgotten.
+        Where there is no room, rows older than `before_hour` are forgotten; such among `rows` are left out.
 
         Raises:
             StateFull: more keys than `row_max`. OutOfEpoch: a change is outstanding, or a pin holds the rows.
@@ -231,7 +231,17 @@ class Rows:
             with self.lock:
                 at = put_all(self.table, words, at)
             if at < len(words):
-                self.make_room(before_hour)
+                words, at = self._that_matter(words[at:], before_hour), 0
+
+    def _that_matter(self, words: NDArray[np.uint64], before_hour: int) -> NDArray[np.uint64]:
+        """Rows that have no room, less those older than `before_hour`, once there is more room for them."""
+        if self.capacity < self.row_max:
+            self.make_room(before_hour)
+            return words
+        young = words[words.view(np.int32)[:, self._hour_at] >= before_hour]
+        if not self.evict_expired(before_hour) and len(young) == len(words):
+            raise StateFull(self.what, self.row_max)
+        return young
 
     def _require_quiet(self) -> None:
         if self.outstanding:
