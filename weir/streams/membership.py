@@ -79,6 +79,8 @@ class CooperativeCoordinator(GroupCoordinator):  # type: ignore[misc]  # aiokafk
         # Told by the assignor, just before an assignment takes effect.
         self.unsettled = False
         self.leaving = False
+        # How often another round was asked for, and how much of that the last join could know of.
+        self._asked, self._heard = 0, 0
         self.member: GroupMember | None = None
 
     def _become(self, member: GroupMember | None) -> None:
@@ -125,14 +127,16 @@ class CooperativeCoordinator(GroupCoordinator):  # type: ignore[misc]  # aiokafk
         return True
 
     async def _send_req(self, request: Any) -> Any:
-        joins = isinstance(request, JoinGroupRequest)
+        joins, asked = isinstance(request, JoinGroupRequest), self._asked
         if joins:
             topics = self._subscription.topics
             request._group_protocols = [(a.name, a.metadata(topics).encode()) for a in self._assignors]
         answer = await super()._send_req(request)
-        if joins and not answer.error_code and answer.group_protocol == self._own_protocol:
-            # Nobody is given what we hold before we say so: it is ours under the new generation already.
-            self._become(GroupMember(answer.generation_id, answer.member_id, self._group_instance_id))
+        if joins and not answer.error_code:
+            self._heard = asked
+            if answer.group_protocol == self._own_protocol:
+                # Nobody is given what we hold before we say so: it is ours under the new generation already.
+                self._become(GroupMember(answer.generation_id, answer.member_id, self._group_instance_id))
         return answer
 
     async def _on_join_complete(self, generation: int, member_id: str, protocol: str, data: bytes) -> None:
@@ -154,8 +158,10 @@ class CooperativeCoordinator(GroupCoordinator):  # type: ignore[misc]  # aiokafk
         await self._take(now)
         self.held_since, self._held_cooperatively = generation, cooperative
         self._become(GroupMember(generation, member_id, self._group_instance_id))
-        await self._reader.assigned(now, not self.unsettled)
-        if lost and cooperative:
+        # aiokafka forgets what it was asked while it joined: a worker that is to leave would keep all it has.
+        heard = self._heard == self._asked
+        await self._reader.assigned(now, heard and not self.unsettled)
+        if not heard or (lost and cooperative):
             self.request_rejoin()
 
     async def _take(self, now: frozenset[TopicPartition]) -> None:
@@ -199,6 +205,7 @@ class CooperativeCoordinator(GroupCoordinator):  # type: ignore[misc]  # aiokafk
     async def rejoin(self, leaving: bool) -> None:
         """Join again with what there is to say now; `leaving` gives everything away."""
         self.leaving = self.leaving or leaving
+        self._asked += 1
         self.request_rejoin()
 
 
