@@ -27,6 +27,9 @@ CODEC_DETAIL = "the value is not a framed Avro transaction of a known schema"
 NOT_DECIDED = ("not_decided", "the record is well formed, but deciding it failed; see the log")
 _NS_PER_US = 1000
 
+# One time for all rows, or (n,) one for each.
+Times = int | NDArray[np.int64]
+
 
 @dataclass(frozen=True, slots=True)
 class Bad:
@@ -142,17 +145,34 @@ class PaymentReading:
             return np.empty((0, len(FEATURES)), np.float32), traces
         return parts[0] if len(parts) == 1 else np.concatenate(parts), traces
 
-    def absorb(self, values: Sequence[bytes | None], accounts: Accounts, terminals: Terminals) -> int:
-        """Let past payments enter the windows without deciding on them; how many were valid."""
-        _, payments, _, _ = self._payments(values, self._now_ms(), self._policy().policy)
+    def absorb(
+        self,
+        values: Sequence[bytes | None],
+        at_ms: NDArray[np.int64],
+        accounts: Accounts,
+        terminals: Terminals,
+    ) -> int:
+        """Let past payments enter the windows without deciding on them; how many were valid.
+
+        Args:
+            at_ms: (n,) when each was read then.
+        """
+        policy = self._policy().policy
+        try:
+            _, payments, _, _ = self._payments(values, at_ms, policy)
+        except Exception:  # noqa: BLE001 - as when it was read then
+            _, payments, _, _ = self._without_culprits(values, at_ms, policy)
         observe(accounts, terminals, payments)
         return payments.row_count
 
     def _without_culprits(
-        self, values: Sequence[bytes | None], now_ms: int, policy: Policy
+        self, values: Sequence[bytes | None], now_ms: Times, policy: Policy
     ) -> tuple[Columns, Payments, NDArray[np.uint32], list[Bad]]:
         """The batch again, record by record, to find what breaks it; nothing has entered the windows yet."""
-        culprits = {row for row, value in enumerate(values) if not self._fits(value, now_ms, policy)}
+        each_ms = np.broadcast_to(now_ms, len(values))
+        culprits = {
+            row for row, value in enumerate(values) if not self._fits(value, int(each_ms[row]), policy)
+        }
         if not culprits:
             raise RuntimeError("a batch cannot be read, though each of its records can")
         rest = [None if row in culprits else value for row, value in enumerate(values)]
@@ -168,7 +188,7 @@ class PaymentReading:
         return True
 
     def _payments(
-        self, values: Sequence[bytes | None], now_ms: int, policy: Policy
+        self, values: Sequence[bytes | None], now_ms: Times, policy: Policy
     ) -> tuple[Columns, Payments, NDArray[np.uint32], list[Bad]]:
         columns, poison = self._reader.read(values, self._schema_id)
         strings, ints = columns.strings, columns.ints
@@ -178,7 +198,7 @@ class PaymentReading:
             event_ms=ints["event_time"],
             ids=(strings["event_id"], strings["account_id"], strings["terminal_id"]),
             optional_ids=(strings["counterparty_id"],),
-            now_ms=now_ms,
+            now_ms=now_ms if isinstance(now_ms, int) else now_ms[columns.row],
             limits=policy.limits,
             rates=self._rates,
         )

@@ -12,9 +12,11 @@ says, unless somebody has moved the group's offsets by hand or the changelog is 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from services.risk.reading import PaymentReading
 from services.risk.snapshots import Snapshots
@@ -29,11 +31,13 @@ from weir.state.table import StateFull
 from weir.streams import journal
 from weir.streams.batch import RecordBatch
 from weir.streams.history import end_offsets, read_range, read_until
-from weir.streams.journal import Mark
+from weir.streams.journal import JournalRecord, Mark
 
 log = get_logger("weir.risk.restore")
 
 _DAY_MS = 86_400_000
+# A batch's journal is written after it was read; a clock that was set back in between is allowed this.
+_CLOCK_MS = 600_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,12 +202,64 @@ class Restoring:
             return accounts, count
         nobody = Terminals(self._state.spec, rows_max=self._state.terminals.rows.row_max)
         since_ms = self._now_ms() - self._restore_days * _DAY_MS
-        ends = {partition: committed}
-        async for batch in read_until(
-            self._kafka, self._topics.transactions, ends, since_ms, f"{self._client_id}-restore"
-        ):
-            count += self._reading.absorb(batch.values, accounts, nobody)
+        kafka, topics, client_id = self._kafka, self._topics, f"{self._client_id}-restore"
+        journal_end = (await end_offsets(kafka, topics.risk_journal, client_id))[partition]
+        told = read_until(
+            kafka, topics.risk_journal, {partition: journal_end}, since_ms - _CLOCK_MS, client_id
+        )
+        async with aclosing(told):
+            times = ReadTimes(told, self._journal_damaged)
+            ends = {partition: committed}
+            async for batch in read_until(kafka, topics.transactions, ends, since_ms, client_id):
+                count += self._reading.absorb(batch.values, await times.of(batch), accounts, nobody)
         return accounts, count
+
+    def _journal_damaged(self, error: IntegrityError) -> None:
+        self._metrics.damaged("journal")
+        log.error("journal_record_damaged", error=str(error))
+
+
+class ReadTimes:
+    """When a partition's payments were read for the first time, by its journal; both in order of offsets.
+
+    Whether a payment was of the future, or too old, was judged by that time. One of which the journal does
+    not tell was read soon after it was written: Kafka's timestamp stands for that.
+
+    Args:
+        told: the partition's journal.
+        damaged: told of each record that is none.
+    """
+
+    def __init__(self, told: AsyncIterator[RecordBatch], damaged: Callable[[IntegrityError], None]) -> None:
+        self._records, self._damaged = self._decoded(told), damaged
+        self._next: JournalRecord | None = None
+
+    async def of(self, batch: RecordBatch) -> NDArray[np.int64]:
+        """(n,) ms since the epoch; asked for one batch after the other."""
+        offsets, at_ms = np.array(batch.offsets, np.int64), np.array(batch.timestamps_ms, np.int64)
+        row = 0
+        while row < len(batch) and (record := await self._beyond(batch.offsets[row])) is not None:
+            start, stop = np.searchsorted(offsets, (record.offset_first, record.next_offset)).tolist()
+            at_ms[max(start, row) : stop] = record.read_ms
+            row = stop
+        return at_ms
+
+    async def _beyond(self, offset: int) -> JournalRecord | None:
+        """The first batch of the journal that does not end before `offset`."""
+        while self._next is None or self._next.next_offset <= offset:
+            self._next = await anext(self._records, None)
+            if self._next is None:
+                return None
+        return self._next
+
+    async def _decoded(self, told: AsyncIterator[RecordBatch]) -> AsyncIterator[JournalRecord]:
+        async for batch in told:
+            for offset, value in zip(batch.offsets, batch.values, strict=True):
+                where = f"{batch.topic} {batch.partition} at {offset}"
+                try:
+                    yield journal.decode(value, JournalRecord, where)
+                except IntegrityError as error:
+                    self._damaged(error)
 
 
 def _mark_in(batch: RecordBatch) -> Mark | None:

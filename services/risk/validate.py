@@ -104,7 +104,7 @@ def validate(
     event_ms: NDArray[np.int64],
     ids: Sequence[StringColumn],
     optional_ids: Sequence[StringColumn] = (),
-    now_ms: int,
+    now_ms: int | NDArray[np.int64],
     limits: Limits,
     rates: Rates,
 ) -> Checked:
@@ -115,7 +115,7 @@ def validate(
         currency: n texts.
         event_ms: (n,) ms since 1970, UTC.
         ids: columns that may be neither empty nor too long; optional_ids: only not too long.
-        now_ms: the time against which the event's is held.
+        now_ms: the time against which the event's is held; (n,) where each has its own.
     """
     code = pack_currency(currency)
     at = np.minimum(np.searchsorted(rates.codes, code), len(rates.codes) - 1)
@@ -124,8 +124,8 @@ def validate(
 
     reason = np.full(len(amount), GOOD, np.int8)
     # Later ones first, so that the first reason of the list is the one that stays.
-    oldest_ms = 0 if limits.event_age_max_s is None else max(0, now_ms - limits.event_age_max_s * 1000)
-    reason[event_ms < oldest_ms] = _CODE["event_too_old"]
+    oldest_ms = 0 if limits.event_age_max_s is None else now_ms - limits.event_age_max_s * 1000
+    reason[event_ms < np.maximum(oldest_ms, 0)] = _CODE["event_too_old"]
     reason[event_ms > now_ms + limits.future_skew_s * 1000] = _CODE["event_in_future"]
     reason[home > float(limits.amount_max * AMOUNT_SCALE)] = _CODE["absurd_amount"]
     if limits.zero_amount == "refuse":

@@ -1,26 +1,39 @@
 """A partition's accounts come back from its changelog or its input as the worker had them."""
 
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 
+from services.risk import reading as reading_module
 from services.risk import restore as restore_module
+from services.risk.policy import PolicyFile
+from services.risk.reading import PaymentReading
 from services.risk.restore import Restored, Restoring
 from services.risk.snapshots import Snapshots
 from services.risk.state import RiskState, StateTopics
+from services.risk.validate import Rates
 from tests.support.slow_features import DAY_MS
 from tests.support.states import START_MS, payments
+from weir.codec.avro import RowCodec
+from weir.codec.columns import TransactionReader
+from weir.codec.framing import frame
+from weir.codec.schemas import load_schema
 from weir.config import KafkaSettings, TopicSettings
 from weir.features.accounts import Accounts
+from weir.features.spec import FEATURES
 from weir.kafka.records import rows_of
+from weir.obs.metrics import Metrics
 from weir.obs.stream_metrics import StreamMetrics
 from weir.state.table import StateFull
 from weir.streams import journal
-from weir.streams.batch import RecordBatch
+from weir.streams.batch import BatchGroup, RecordBatch
 
 TOPICS = TopicSettings()
 Log = list[SimpleNamespace]
@@ -54,6 +67,14 @@ class Kafka:
         log = self.logs[topic]
         return {0: log[-1].offset + 1 if log else 0}
 
+    async def read_until(
+        self, _: Any, topic: str, ends: Mapping[int, int], since_ms: int, __: str
+    ) -> AsyncGenerator[RecordBatch, None]:
+        young = [each.offset for each in self.logs[topic] if each.timestamp >= since_ms]
+        if young:
+            async for batch in self.read_range(_, topic, {0: young[0]}, ends, __):
+                yield batch
+
     async def read_range(
         self, _: Any, topic: str, starts: Mapping[int, int], ends: Mapping[int, int], __: str
     ) -> AsyncIterator[RecordBatch]:
@@ -67,10 +88,13 @@ def kafka(monkeypatch) -> Kafka:
     kafka = Kafka()
     monkeypatch.setattr(restore_module, "end_offsets", kafka.end_offsets)
     monkeypatch.setattr(restore_module, "read_range", kafka.read_range)
+    monkeypatch.setattr(restore_module, "read_until", kafka.read_until)
     return kafka
 
 
-async def restored(tmp_path, state: RiskState, committed: int, reading: Any = None) -> Restored:
+async def restored(
+    tmp_path, state: RiskState, committed: int, reading: Any = None, now_ms: int = START_MS
+) -> Restored:
     metrics = StreamMetrics("risk", CollectorRegistry())
     snapshots = Snapshots(tmp_path, KafkaSettings(), TOPICS.risk_accounts, client_id="me", metrics=metrics)
     restoring = Restoring(
@@ -83,7 +107,7 @@ async def restored(tmp_path, state: RiskState, committed: int, reading: Any = No
         restore_days=31,
         client_id="me",
         metrics=metrics,
-        now_ms=lambda: START_MS + 400 * DAY_MS,
+        now_ms=lambda: now_ms,
     )
     return await restoring(0, committed)
 
@@ -189,3 +213,139 @@ async def test_more_live_accounts_than_the_setting_allows_are_still_refused(kafk
     worker.pay(*((number, 50) for number in range(1, 6)))
     with pytest.raises(StateFull, match="accounts_max"):
         await restored(tmp_path, new_state(4), worker.offset)
+
+
+# -- from the input ----------------------------------------------------------------------------------------
+
+RISK = Path(reading_module.__file__).parent
+TRANSACTION = RowCodec(load_schema("transaction"))
+MINUTE_MS = 60_000
+
+
+class DecidingWorker:
+    """Reads payments as the service does, at times of its own, and tells them in the journal."""
+
+    def __init__(self, kafka: Kafka, policy: Path) -> None:
+        self.kafka, self.state, self.epoch = kafka, new_state(100), 0
+        self.state.attach(0, self.state.new_accounts(), 0, {})
+        in_force = PolicyFile(policy, FEATURES).in_force
+        self.reading = PaymentReading(
+            TransactionReader(),
+            1,
+            rates=Rates.of({"EUR": 1.0}),
+            hash_key=bytes(16),
+            policy=lambda: in_force,
+            metrics=Metrics("risk", CollectorRegistry()),
+            now_ms=lambda: LONG_AFTER_MS,
+        )
+
+    def read(self, at_ms: int, *events_ms: int, waited_ms: int = 0) -> None:
+        """Payments of these event times, read at `at_ms` after they had waited in Kafka."""
+        log = self.kafka.logs[TOPICS.transactions]
+        first = len(log)
+        for row, event_ms in enumerate(events_ms):
+            self.kafka.add(TOPICS.transactions, b"k", payment(first + row, event_ms), at_ms - waited_ms)
+        self.epoch += 1
+        self.state.begin(self.epoch)
+        read = self.reading(BatchGroup([RecordBatch("payments", 0, log[first:])]), self.state, at_ms)
+        self.state.release(self.epoch)
+        for output in self.state.journal(
+            read.traces, read_ms=at_ms, now_ms=at_ms, model="", policy="", degraded=""
+        ):
+            for _, value, _ in rows_of(output):
+                self.kafka.add(TOPICS.risk_journal, None, value, at_ms)
+
+
+LONG_AFTER_MS = START_MS + 20 * DAY_MS
+
+
+def payment(number: int, event_ms: int) -> bytes:
+    fields = {
+        "event_id": f"event-{number}",
+        "account_id": f"account-{number % 5}",
+        "terminal_id": "terminal",
+        "amount": Decimal(number + 1),
+        "currency": "EUR",
+        "event_time": datetime.fromtimestamp(event_ms / 1000, UTC),
+        "channel": "POS",
+    }
+    return frame(1, TRANSACTION.encode(fields))
+
+
+@pytest.fixture
+def deciding(kafka, tmp_path) -> DecidingWorker:
+    """Under a policy that refuses what is over an hour old. Its changelog is damaged from the start."""
+    policy = tmp_path / "policy.toml"
+    text, told = (RISK / "policy.toml").read_text(), "event_age_max_s = 3_024_000"
+    assert told in text
+    policy.write_text(text.replace(told, "event_age_max_s = 3_600"))
+    kafka.add(TOPICS.risk_accounts, b"damaged.", b"row")
+    worker = DecidingWorker(kafka, policy)
+    for step in range(30):
+        now = START_MS + step * 50 * MINUTE_MS
+        # Now and then one of the future, and one that is too old.
+        worker.read(
+            now, now, now - MINUTE_MS, now + (step % 3) * 4 * MINUTE_MS, now - (step % 4) * 25 * MINUTE_MS
+        )
+    return worker
+
+
+def from_input(worker: DecidingWorker, tmp_path):
+    committed = len(worker.kafka.logs[TOPICS.transactions])
+    return restored(tmp_path, new_state(100), committed, worker.reading, LONG_AFTER_MS)
+
+
+@pytest.mark.parametrize("batch_rows", [1, 7, 1000])
+async def test_the_input_restores_just_what_entered_though_it_is_read_long_after(
+    deciding, tmp_path, batch_rows
+):
+    """What was of the future then is past by now, what was new then is old: the journal tells when."""
+    deciding.kafka.batch_rows = batch_rows
+    found = await from_input(deciding, tmp_path)
+    assert found.accounts.rows.content() == deciding.state.accounts[0].rows.content()
+    assert found.accounts.clock.tolist() == deciding.state.accounts[0].clock.tolist()
+
+
+@pytest.mark.parametrize("left", [slice(0), slice(10, None), slice(10), slice(None, None, 2)])
+async def test_what_the_journal_does_not_tell_goes_by_kafkas_timestamp(deciding, tmp_path, left):
+    """Here each payment was read when it came, so nothing is lost with the journal, or with a part of it."""
+    deciding.kafka.batch_rows = 9
+    log = deciding.kafka.logs[TOPICS.risk_journal]
+    log[:] = log[left]
+    found = await from_input(deciding, tmp_path)
+    assert found.accounts.rows.content() == deciding.state.accounts[0].rows.content()
+
+
+async def test_a_payment_that_waited_for_a_worker_is_judged_by_when_it_was_read(deciding, tmp_path):
+    """It came in time and was too old when a worker had caught up; the next one was not."""
+    late_ms = START_MS + 30 * 50 * MINUTE_MS + 120 * MINUTE_MS
+    refused, taken = late_ms - 61 * MINUTE_MS, late_ms - 59 * MINUTE_MS
+    before = deciding.state.accounts[0].rows.content()
+    deciding.read(late_ms, refused, waited_ms=60 * MINUTE_MS)
+    assert deciding.state.accounts[0].rows.content() == before
+    deciding.read(late_ms, taken, waited_ms=59 * MINUTE_MS)
+    assert deciding.state.accounts[0].rows.content() != before
+    found = await from_input(deciding, tmp_path)
+    assert found.accounts.rows.content() == deciding.state.accounts[0].rows.content()
+
+
+async def test_a_damaged_journal_record_is_passed_over(deciding, tmp_path):
+    log = deciding.kafka.logs[TOPICS.risk_journal]
+    log[3].value = log[3].value[:-1] + b"?"
+    found = await from_input(deciding, tmp_path)
+    assert found.accounts.rows.content() == deciding.state.accounts[0].rows.content()
+
+
+async def test_a_payment_that_could_not_be_read_then_ends_no_restore_now(deciding, tmp_path, monkeypatch):
+    real = reading_module.validate
+
+    def breaks(**columns):
+        if any(each == b"event-7" for each in columns["ids"][0].to_list()):
+            raise ZeroDivisionError
+        return real(**columns)
+
+    monkeypatch.setattr(reading_module, "validate", breaks)
+    deciding.kafka.batch_rows = 9
+    whole = await from_input(deciding, tmp_path)
+    assert whole.accounts.row_count == 5
+    assert whole.accounts.rows.content() != deciding.state.accounts[0].rows.content()

@@ -1,6 +1,6 @@
 """Reading a topic outside the consumer group, from one place to another."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -70,7 +70,7 @@ async def partition_counts(settings: KafkaSettings, topics: list[str], client_id
 
 async def read_until(
     settings: KafkaSettings, topic: str, ends: Mapping[int, int], since_ms: int, client_id: str
-) -> AsyncIterator[RecordBatch]:
+) -> AsyncGenerator[RecordBatch, None]:
     """Batches of each partition from the first record at or after `since_ms` up to, not including, its end.
 
     Args:
