@@ -131,7 +131,11 @@ class RiskProcessor:
     def counted(self, group: BatchGroup, counts: Counts, send_s: float) -> None:
         """The group's results are durable."""
         self._metrics.stage("send", send_s)
-        self._metrics.decided(counts)
+        self._metrics.decided(counts.decisions)
+        for reason, count in counts.dead_letters.items():
+            self._metrics.dead_lettered(reason, count)
+        if counts.late:
+            self._metrics.late(counts.late)
         if len(group):
             stamps, now_ms = group.timestamps_ms, self._now_ms()
             self._metrics.latency([(now_ms - stamps[0]) / 1000, (now_ms - stamps[-1]) / 1000])

@@ -57,6 +57,8 @@ class ReadBatch:
     traces: Sequence[BatchTrace] = ()
     changelog: Sequence[ColumnOutput] = ()
     touched: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    # Payments behind their partition's watermark.
+    late: int = 0
 
     def row(self, index: int) -> "ReadBatch":
         """One of the good rows, as a batch of its own without the bad ones."""
@@ -109,14 +111,11 @@ class PaymentReading:
         except Exception:  # noqa: BLE001 - whatever one record can provoke must not stop its partition
             columns, payments, currency, bad = self._without_culprits(group.values, now_ms, policy)
         decoded = perf_counter_ns()
-        late = state.late_total
-        features, traces = self._observe(group, state, columns, payments)
+        features, traces, late = self._observe(group, state, columns, payments)
         done = perf_counter_ns()
         self._metrics.stage("decode", (decoded - begun) / 1e9)
         self._metrics.stage("features", (done - decoded) / 1e9)
         self._metrics.batch(len(group))
-        if state.late_total > late:
-            self._metrics.late(state.late_total - late)
         return ReadBatch(
             columns,
             payments,
@@ -128,22 +127,26 @@ class PaymentReading:
             now_ms,
             in_force,
             traces,
+            late=late,
         )
 
     def _observe(
         self, group: BatchGroup, state: RiskState, columns: Columns, payments: Payments
-    ) -> tuple[NDArray[np.float32], list[BatchTrace]]:
-        """Each batch by its partition's windows; rows are in the order of the batches."""
+    ) -> tuple[NDArray[np.float32], list[BatchTrace], int]:
+        """Each batch by its partition's windows; rows are in the order of the batches. How many were late."""
         ends = np.searchsorted(columns.row, group.starts[1:]).tolist()
-        parts, traces = [], []
+        parts, traces, late = [], [], 0
         for batch, start, end in zip(group.batches, [0, *ends], ends, strict=False):
             mine = payments if end - start == payments.row_count else payments.rows(slice(start, end))
+            accounts = state.accounts[batch.partition]
+            late -= accounts.late_total
             features, trace = state.observe(batch.partition, mine, batch.offset_first, batch.offset_last + 1)
+            late += accounts.late_total
             parts.append(features)
             traces.append(trace)
         if not parts:
-            return np.empty((0, len(FEATURES)), np.float32), traces
-        return parts[0] if len(parts) == 1 else np.concatenate(parts), traces
+            return np.empty((0, len(FEATURES)), np.float32), traces, late
+        return parts[0] if len(parts) == 1 else np.concatenate(parts), traces, late
 
     def absorb(
         self,

@@ -371,11 +371,6 @@ class RiskState:
         """Accounts of all partitions held."""
         return sum(accounts.row_count for accounts in self.accounts.values())
 
-    @property
-    def late_total(self) -> int:
-        """Payments older than their partition's watermark, in the partitions held."""
-        return sum(accounts.late_total for accounts in self.accounts.values())
-
 
 def contributions_of(payments: Payments) -> bytes:
     """What a batch says of terminals: n hashes (u64, little endian), then n event hours (i32)."""

@@ -101,26 +101,26 @@ class DecisionWriting:
     async def __call__(
         self, group: BatchGroup, read: ReadBatch, scored: Scored
     ) -> tuple[Sequence[AnyOutput], Counts]:
-        """The outputs of one batch, and its decisions by outcome and basis."""
+        """The outputs of one batch, and what is counted once they are durable."""
         await self._sealer.ready()
         outputs: list[AnyOutput] = []
-        counts: Mapping[tuple[str, str], int] = {}
+        decisions: Mapping[tuple[str, str], int] = {}
         bad = list(read.bad)
         if read.payments.row_count:
             try:
-                decided, counts = self._decisions(group, read, scored)
+                decided, decisions = self._decisions(group, read, scored)
                 outputs += decided
             except SealingKeyExpired:
                 raise
             except Exception as error:  # noqa: BLE001 - one record must not stop its partition
                 log.error("batch_split", row_count=len(group), error=type(error).__name__)
-                single, counts, culprits = self._one_by_one(group, read, scored)
+                single, decisions, culprits = self._one_by_one(group, read, scored)
                 outputs += single
                 bad += culprits
         if bad:
             await self._dlq_sealer.ready()
             outputs += self._letters(group, bad)
-        return outputs, counts
+        return outputs, Counts(decisions, Counter(each.reason for each in bad), read.late)
 
     def _one_by_one(
         self, group: BatchGroup, read: ReadBatch, scored: Scored
@@ -274,7 +274,6 @@ class DecisionWriting:
                             now_ms,
                         )
                     )
-                    self._metrics.dead_lettered(each.reason)
             if letters:
                 written = self._dead_letters.write(letters)
                 outputs.append(

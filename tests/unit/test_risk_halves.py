@@ -14,6 +14,7 @@ from services.risk import reading as reading_module
 from services.risk import writing as writing_module
 from services.risk.decide import ModelRef, Scores
 from services.risk.policy import PolicyFile
+from services.risk.processor import RiskProcessor
 from services.risk.reading import PaymentReading
 from services.risk.reasons import ReasonTable
 from services.risk.state import RiskState, StateTopics
@@ -32,6 +33,7 @@ from weir.features.spec import FEATURES
 from weir.ids import decision_id
 from weir.kafka.records import rows_of
 from weir.obs.metrics import Metrics
+from weir.obs.stream_metrics import StreamMetrics
 from weir.streams import BatchGroup, RecordBatch
 from weir.streams.dead_letter import DeadLetterWriter
 
@@ -56,14 +58,14 @@ class InTheClear:
         return ByteColumn.from_list(plaintexts.to_list())
 
 
-def value(number: int) -> bytes:
+def value(number: int, event_ms: int = NOW_MS) -> bytes:
     payment = {
         "event_id": f"event-{number}",
         "account_id": f"account-{number % 3}",
         "terminal_id": "terminal-1",
         "amount": Decimal(number + 1),
         "currency": "EUR",
-        "event_time": datetime.fromtimestamp(NOW_MS / 1000, UTC),
+        "event_time": datetime.fromtimestamp(event_ms / 1000, UTC),
         "channel": "POS",
     }
     return frame(1, TRANSACTION.encode(payment))
@@ -88,8 +90,13 @@ def group(*batches: tuple[int, list[bytes]], traced: frozenset[int] = frozenset(
 
 
 @pytest.fixture
-def halves():
-    metrics = Metrics("risk", CollectorRegistry())
+def metrics():
+    return Metrics("risk", CollectorRegistry())
+
+
+@pytest.fixture
+def parts(metrics):
+    """Reading, writing, and the state of two partitions."""
     policy = PolicyFile(RISK / "policy.toml", FEATURES)
     reading = PaymentReading(
         TransactionReader(),
@@ -114,6 +121,12 @@ def halves():
     state = RiskState(StateTopics("accounts", "journal"), accounts_max=1000, terminals_max=1000, owner="")
     for partition in (0, 1):
         state.attach(partition, state.new_accounts(), 0, {})
+    return reading, writing, state
+
+
+@pytest.fixture
+def halves(parts):
+    reading, writing, state = parts
     return lambda group: reading(group, state), writing
 
 
@@ -154,7 +167,7 @@ async def test_each_partition_of_a_group_gets_its_own_decisions(halves):
     }
     assert [d["feature_ref"]["offset"] for d in found[0]] == [100, 101]
     assert found[0][0]["reasons"][0]["contribution"] == 1.5
-    assert sum(counts.values()) == 3
+    assert sum(counts.decisions.values()) == 3
 
 
 @pytest.mark.parametrize("traced", [frozenset(), frozenset({1}), frozenset({0, 1})])
@@ -223,7 +236,7 @@ async def test_a_record_that_breaks_the_deciding_is_found_and_left_out(halves, m
     assert {p: [d["event_id"] for d in each] for p, each in found.items()} == {0: ["event-0"], 1: ["event-2"]}
     letters = events(outputs, "weir.risk.dlq", LETTER)
     assert [(each["reason"], each["offset"]) for each in letters[0]] == [("not_decided", 101)]
-    assert sum(counts.values()) == 2
+    assert sum(counts.decisions.values()) == 2
     assert next(calls) == 4
 
 
@@ -235,3 +248,59 @@ async def test_without_scores_a_decision_says_that_it_is_degraded_and_is_no_appr
     assert (decision["degraded"], decision["degraded_reason"]) == (True, "model_unavailable")
     assert decision["score"] is decision["probability"] is decision["logit"] is None
     assert decision["outcome"] == "REVIEW"
+
+
+class Nothing:
+    """A side input in which nothing waits."""
+
+    waiting = ()
+
+    def take(self):
+        return [], {}
+
+    def rewind(self, positions):
+        return None
+
+
+async def test_a_group_that_is_done_again_is_counted_once_when_it_is_durable(parts, metrics):
+    """Rolled back after it was written; then read, written and delivered: one letter and one late payment."""
+    reading, writing, state = parts
+
+    async def no_model(read):
+        return Scored(None, "model_unavailable", 0)
+
+    processor = RiskProcessor(
+        state,
+        reading,
+        None,
+        no_model,
+        writing,
+        None,
+        schemas=no_model,
+        labels=Nothing(),
+        journal=Nothing(),
+        input_topic="bank.transactions",
+        metrics=metrics,
+        stream_metrics=StreamMetrics("risk", metrics.registry),
+        now_ms=lambda: NOW_MS,
+    )
+    late_ms = NOW_MS - 2 * 3_600_000
+    both = group((0, [value(0), b"garbage", value(3, late_ms)]), (1, [value(2, late_ms)]))
+    names = {
+        "weir_dlq_records_total": {"service": "risk", "reason": "not_framed"},
+        "weir_late_events_total": {"service": "risk"},
+        "weir_decisions_total": {"service": "risk", "outcome": "review", "basis": "degraded"},
+    }
+
+    def counted():
+        return [metrics.registry.get_sample_value(name, labels) or 0 for name, labels in names.items()]
+
+    for epoch in (1, 2):
+        read = processor.read(epoch, both)
+        _, counts = await processor.write(both, read, await processor.score(read))
+        assert counted() == [0, 0, 0]
+        if epoch == 1:
+            processor.roll_back(1)
+    processor.release(2)
+    processor.counted(both, counts, 0.1)
+    assert counted() == [1, 1, 3]
