@@ -51,6 +51,8 @@ dynamic_batching {{
   max_queue_delay_microseconds: 0
 }}
 version_policy {{ latest {{ num_versions: 2 }} }}
+# One thread: more would split a sum by the rows of a call, and a score's last bits would hang on its company.
+parameters {{ key: "intra_op_thread_count" value {{ string_value: "1" }} }}
 """
 
 

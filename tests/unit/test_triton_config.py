@@ -11,6 +11,7 @@ from infra.local import layout
 from infra.local.triton import cpu_config, stage
 from services.risk.scoring import OUTPUTS
 from services.risk.settings import RiskSettings
+from services.training.repository import config_text
 from weir.errors import ConfigError
 
 CONFIGS = sorted(layout.MODEL_SOURCES.glob("*/config.pbtxt"))
@@ -93,7 +94,9 @@ def test_trees_are_put_on_the_cpu_where_onnx_runtime_has_their_operator(folder, 
 def test_the_cpu_profile_changes_the_backend_and_nothing_that_a_caller_sees(folder, config, tmp_path):
     assert folder.name in stage(layout.MODEL_SOURCES, tmp_path / "models", intra_op_threads=2)
     staged = parsed((tmp_path / "models" / folder.name / "config.pbtxt").read_text())
-    assert (staged.backend, staged.parameters["intra_op_thread_count"].string_value) == ("python", "2")
+    # What the model says of its threads holds, whatever the server would give it.
+    assert staged.backend == "python"
+    assert staged.parameters["intra_op_thread_count"].string_value == "1"
     assert tensors(staged.input) == tensors(config.input)
     assert tensors(staged.output) == tensors(config.output)
     assert staged.max_batch_size == config.max_batch_size
@@ -103,6 +106,22 @@ def test_the_cpu_profile_changes_the_backend_and_nothing_that_a_caller_sees(fold
         copied = tmp_path / "models" / folder.name / version.name
         assert (copied / "model.onnx").read_bytes() == (version / "model.onnx").read_bytes()
         assert (copied / "model.py").is_file()
+
+
+def test_a_score_never_depends_on_threads_for_the_model_itself_asks_for_one(folder, config):
+    """On the stock image as in the embedded server; trees are summed by as many threads as there are."""
+    assert config.parameters["intra_op_thread_count"].string_value == "1"
+
+
+def test_the_shipped_configuration_is_the_one_that_training_writes():
+    shipped = layout.MODEL_SOURCES / "risk"
+    about = json.loads((versions(shipped)[0] / "model.json").read_text())
+    assert (shipped / "config.pbtxt").read_text() == config_text("risk", len(about["features"]))
+
+
+def test_a_model_that_says_nothing_of_threads_gets_the_servers(tmp_path):
+    staged, _ = cpu_config('name: "m" backend: "onnxruntime"', intra_op_threads=2, where=tmp_path)
+    assert parsed(staged).parameters["intra_op_thread_count"].string_value == "2"
 
 
 def test_a_gpu_group_becomes_a_cpu_group_in_the_cpu_profile_alone(tmp_path):
