@@ -9,6 +9,17 @@ from weir.streams import BatchGroup
 
 
 @dataclass(frozen=True, slots=True)
+class Tables:
+    """What a decision depends on beside its model and its policy, by the SHA-256 of each; empty is not said.
+
+    rates: `[risk.rates]`. reasons: the file of the reasons' texts.
+    """
+
+    rates: str = ""
+    reasons: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Counts:
     """What a group is counted as once its results are durable: a group that is done again counts once.
 

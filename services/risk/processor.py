@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from services.risk.labels import LabelReading
-from services.risk.ports import Counts, Scorer, Writer
+from services.risk.ports import Counts, Scorer, Tables, Writer
 from services.risk.reading import PaymentReading, ReadBatch
 from services.risk.restore import Restoring
 from services.risk.state import Owed, Positions, RiskState, contributions_max
@@ -44,6 +44,7 @@ class RiskProcessor:
         schemas: waits until the schemas that records name are known.
         labels, journal: followed in whole; their records enter before a group's own.
         input_topic: of the payments.
+        tables: named in the journal.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class RiskProcessor:
         labels: SideInput,
         journal: SideInput,
         input_topic: str,
+        tables: Tables,
         metrics: Metrics,
         stream_metrics: StreamMetrics,
         now_ms: Callable[[], int],
@@ -66,6 +68,7 @@ class RiskProcessor:
         self.state, self._reading, self._label_reading = state, reading, label_reading
         self._score, self._write, self._restoring = score, write, restoring
         self._input, self._schemas, self._labels, self._journal = input_topic, schemas, labels, journal
+        self._tables = tables
         self._metrics, self._stream_metrics, self._now_ms = metrics, stream_metrics, now_ms
         self._floors: dict[int, Floor] = {}
         # Taken from the followers and not yet in the state: kept when a group is given up before it is read.
@@ -125,6 +128,7 @@ class RiskProcessor:
             model=scored.scores.model.sha256 if scored.scores is not None else "",
             policy=read.in_force.policy.sha256,
             degraded=scored.degraded_reason,
+            tables=self._tables,
         )
         return [*outputs, *read.changelog, *told], counts
 

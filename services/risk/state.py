@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from services.risk.ports import Tables
 from weir.columns import ByteColumn
 from weir.features.accounts import Accounts
 from weir.features.columns import Labels, Payments
@@ -30,6 +31,7 @@ HOUR_MS = 3_600_000
 # No account hashes to 0: the key of the partition's mark in its changelog.
 MARK_KEY = bytes(8)
 _TERMINAL_BYTES, _HOUR_BYTES = 8, 4
+NOT_SAID = Tables()
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,7 +317,7 @@ class RiskState:
     def mark(self, partition: int, positions: Positions) -> Mark:
         """What the partition's state stands for."""
         return Mark(
-            journal.VERSION,
+            journal.MARK_VERSION,
             positions.inputs[partition],
             self._labels_of(partition, positions),
             positions.seen,
@@ -333,12 +335,13 @@ class RiskState:
         model: str,
         policy: str,
         degraded: str,
+        tables: Tables = NOT_SAID,
     ) -> list[ColumnOutput]:
         """One record a batch."""
         by_partition: dict[int, list[bytes]] = {}
         for trace in traces:
             record = JournalRecord(
-                journal.VERSION,
+                journal.JOURNAL_VERSION,
                 trace.offset_first,
                 trace.next_offset,
                 trace.labels,
@@ -349,6 +352,8 @@ class RiskState:
                 degraded,
                 self.owner,
                 trace.contributions,
+                tables.rates,
+                tables.reasons,
             )
             by_partition.setdefault(trace.partition, []).append(journal.encode(record))
         return [

@@ -3,6 +3,7 @@
 A row has one reason, the first of `REASONS` that holds. Pure: time, limits and rates are passed in.
 """
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -70,6 +71,13 @@ class Rates:
         pairs = sorted((int(currency_code(code)), rate) for code, rate in rates.items())
         codes = np.array([code for code, _ in pairs], np.uint32)
         return cls(codes, np.array([rate for _, rate in pairs], np.float64))
+
+    @property
+    def sha256(self) -> str:
+        """Changes with any currency and any rate; hexadecimal."""
+        return hashlib.sha256(
+            self.codes.astype("<u4").tobytes() + self.to_home.astype("<f8").tobytes()
+        ).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from services.risk.archive import PolicyArchive
 from services.risk.labels import LabelReading
 from services.risk.policy import PolicyFile
+from services.risk.ports import Tables
 from services.risk.processor import RiskProcessor
 from services.risk.reading import PaymentReading
 from services.risk.reasons import ReasonTable
@@ -167,7 +168,7 @@ async def open_worker(
         WeirError: the first part that is missing, denied or wrong.
     """
     model = ServedModel.read(settings.model_repository, settings.model, settings.model_version)
-    reasons = ReasonTable.load(settings.reasons, model.features)
+    reasons, rates = ReasonTable.load(settings.reasons, model.features), Rates.of(settings.rates)
     archive = PolicyArchive(settings.data_dir / "policies")
     policy = PolicyFile(settings.policy, model.features, metrics.policy_reloaded, archive.keep)
     topics, client_id = to.topics, identity.name
@@ -219,7 +220,7 @@ async def open_worker(
             return PaymentReading(
                 TransactionReader(registry.known),
                 ids["transaction"],
-                rates=Rates.of(settings.rates),
+                rates=rates,
                 hash_key=pseudonymizer.hash_key,
                 policy=lambda: policy.in_force,
                 metrics=metrics,
@@ -287,6 +288,7 @@ async def open_worker(
             labels=labels,
             journal=journal,
             input_topic=topics.transactions,
+            tables=Tables(rates.sha256, reasons.sha256),
             metrics=metrics,
             stream_metrics=stream_metrics,
             now_ms=now_ms,

@@ -14,6 +14,7 @@ from services.risk import reading as reading_module
 from services.risk import writing as writing_module
 from services.risk.decide import ModelRef, Scores
 from services.risk.policy import PolicyFile
+from services.risk.ports import Tables
 from services.risk.processor import RiskProcessor
 from services.risk.reading import PaymentReading
 from services.risk.reasons import ReasonTable
@@ -34,8 +35,9 @@ from weir.ids import decision_id
 from weir.kafka.records import rows_of
 from weir.obs.metrics import Metrics
 from weir.obs.stream_metrics import StreamMetrics
-from weir.streams import BatchGroup, RecordBatch
+from weir.streams import BatchGroup, RecordBatch, journal
 from weir.streams.dead_letter import DeadLetterWriter
+from weir.streams.journal import JournalRecord
 
 RISK = Path(reading_module.__file__).parent
 NOW_MS = 1_790_000_000_000
@@ -280,6 +282,7 @@ async def test_a_group_that_is_done_again_is_counted_once_when_it_is_durable(par
         labels=Nothing(),
         journal=Nothing(),
         input_topic="bank.transactions",
+        tables=Tables("rates", "reasons"),
         metrics=metrics,
         stream_metrics=StreamMetrics("risk", metrics.registry),
         now_ms=lambda: NOW_MS,
@@ -297,7 +300,10 @@ async def test_a_group_that_is_done_again_is_counted_once_when_it_is_durable(par
 
     for epoch in (1, 2):
         read = processor.read(epoch, both)
-        _, counts = await processor.write(both, read, await processor.score(read))
+        outputs, counts = await processor.write(both, read, await processor.score(read))
+        told = [value for each in outputs if each.topic == "journal" for _, value, _ in rows_of(each)]
+        found = [journal.decode(value, JournalRecord, "") for value in told]
+        assert {(each.rates, each.reasons) for each in found} == {("rates", "reasons")}
         assert counted() == [0, 0, 0]
         if epoch == 1:
             processor.roll_back(1)

@@ -17,6 +17,7 @@ from services.risk import reading as reading_module
 from services.risk import snapshots as snapshots_module
 from services.risk.labels import LabelReading
 from services.risk.policy import PolicyFile
+from services.risk.ports import Tables
 from services.risk.processor import RiskProcessor
 from services.risk.reading import PaymentReading
 from services.risk.snapshots import Snapshots
@@ -138,6 +139,7 @@ def processor(state, registry, stream_metrics, journals) -> RiskProcessor:
         labels=Waiting(),
         journal=journals,
         input_topic="payments",
+        tables=Tables("rates", "reasons"),
         metrics=metrics,
         stream_metrics=stream_metrics,
         now_ms=lambda: LATER_MS,

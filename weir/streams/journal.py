@@ -17,7 +17,9 @@ import msgspec
 
 from weir.errors import IntegrityError
 
-VERSION = 1
+MARK_VERSION = 1
+# 1 had neither rates nor reasons.
+JOURNAL_VERSION = 2
 _CRC_BYTES = 4
 
 Offsets = Mapping[int, int]  # partition to the next offset
@@ -52,6 +54,7 @@ class JournalRecord(msgspec.Struct, frozen=True, array_like=True):
     model, policy: the SHA-256 of each, hexadecimal; model is empty when rules decided alone.
     degraded: why there was no model, or empty.
     contributions: of the service, in its own format.
+    rates, reasons: the SHA-256 of each, hexadecimal; empty in a record of version 1, which does not say.
     """
 
     version: int
@@ -65,9 +68,12 @@ class JournalRecord(msgspec.Struct, frozen=True, array_like=True):
     degraded: str
     owner: str
     contributions: bytes
+    rates: str = ""
+    reasons: str = ""
 
 
 Kind = TypeVar("Kind", Mark, JournalRecord)
+_NEWEST: Mapping[type[Mark] | type[JournalRecord], int] = {Mark: MARK_VERSION, JournalRecord: JOURNAL_VERSION}
 
 
 def encode(record: Mark | JournalRecord) -> bytes:
@@ -77,12 +83,12 @@ def encode(record: Mark | JournalRecord) -> bytes:
 
 
 def decode(value: bytes | None, kind: type[Kind], where: str) -> Kind:
-    """The record that `encode` wrote.
+    """The record that `encode` wrote, in this release or an earlier one.
 
     Args:
         where: topic, partition and offset, for the error.
     Raises:
-        IntegrityError: a byte differs, or another release wrote it.
+        IntegrityError: a byte differs, or a later release wrote it.
     """
     if value is None or len(value) <= _CRC_BYTES:
         raise IntegrityError(f"{where}: not a {kind.__name__}, it is too short.")
@@ -93,8 +99,9 @@ def decode(value: bytes | None, kind: type[Kind], where: str) -> Kind:
         record = msgspec.msgpack.decode(body, type=kind)
     except msgspec.MsgspecError as error:
         raise IntegrityError(f"{where}: not a {kind.__name__} of this release.") from error
-    if record.version != VERSION:
+    newest = _NEWEST[kind]
+    if not 1 <= record.version <= newest:
         raise IntegrityError(
-            f"{where}: {kind.__name__} version {record.version}, this release reads {VERSION}."
+            f"{where}: {kind.__name__} version {record.version}, this release reads 1 to {newest}."
         )
     return record

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from services.risk.archive import PolicyArchive
 from services.risk.labels import LabelReading
 from services.risk.policy import InForce
+from services.risk.ports import Tables
 from services.risk.reading import PaymentReading
 from services.risk.reasons import ReasonTable
 from services.risk.replay.compare import Again, compare
@@ -25,7 +26,7 @@ from services.risk.replay.recorded import Recorded
 from services.risk.replay.report import Report
 from services.risk.replay.start import Sizes, from_nothing, from_snapshot, partitions_in
 from services.risk.replay.topic_reader import TopicReader
-from services.risk.replay.versions import Models, Policies
+from services.risk.replay.versions import Models, Policies, other_tables
 from services.risk.settings import RiskSettings
 from services.risk.state import StateTopics
 from services.risk.validate import Rates
@@ -104,9 +105,11 @@ class _Tools:
     registry: SchemaRegistry
     ids: Mapping[str, int]
     hash_key: bytes
+    rates: Rates
     metrics: Metrics
     opener: RecordOpener
     policies: Policies
+    tables: Tables
     models: Models
     writing: DecisionWriting
     tap: Tap
@@ -188,6 +191,8 @@ class _Replay:
                     continue
                 skipping = False
                 self._in_force = tools.policies.of_then(record.policy)
+                for line in other_tables(record, tools.tables):
+                    self._report.note(line)
                 reread = await past.batch(record)
                 if in_range:
                     await self._batch(partition, record, reread, recorded)
@@ -235,7 +240,7 @@ class _Replay:
         return PaymentReading(
             TransactionReader(tools.registry.known),
             tools.ids["transaction"],
-            rates=Rates.of(tools.settings.rates),
+            rates=tools.rates,
             hash_key=tools.hash_key,
             policy=self._policy_of_then,
             metrics=tools.metrics,
@@ -260,7 +265,7 @@ async def _open(
     metrics = Metrics("risk", CollectorRegistry())
     archive = PolicyArchive(plan.policies or settings.data_dir / "policies")
     policies = Policies(archive, settings.policy, plan.policy, FEATURES, report.note)
-    reasons = ReasonTable.load(settings.reasons, FEATURES)
+    reasons, rates = ReasonTable.load(settings.reasons, FEATURES), Rates.of(settings.rates)
     models = await stack.enter_async_context(
         Models(settings, to.triton, metrics, plan.model, plan.model_version)
     )
@@ -303,9 +308,11 @@ async def _open(
         registry,
         ids,
         pseudonymizer.hash_key,
+        rates,
         metrics,
         RecordOpener("decision", keyring, registry, purpose=PURPOSE),
         policies,
+        Tables(rates.sha256, reasons.sha256),
         models,
         writing,
         tap,

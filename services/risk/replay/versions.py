@@ -1,12 +1,13 @@
-"""The policies and the models of then, by their SHA-256, and those that are asked for in their place."""
+"""The policies, models and tables of then, by their SHA-256, and those that are asked for in their place."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 from services.risk.archive import PolicyArchive
 from services.risk.policy import InForce, compile_policy, read_file
+from services.risk.ports import Tables
 from services.risk.reading import ReadBatch
 from services.risk.scoring import OUTPUTS, ROW_MULTIPLE, ModelScoring, ServedModel, rows_max_of
 from services.risk.settings import RiskSettings
@@ -15,9 +16,24 @@ from weir.config import TritonSettings
 from weir.errors import MissingPart, NeighbourUnavailable
 from weir.inference.client import ModelClient
 from weir.obs.metrics import Metrics
+from weir.streams.journal import JournalRecord
 
 # Nobody waits for a decision here.
 _SCORE_DEADLINE_S = 10.0
+
+
+def other_tables(record: JournalRecord, now: Tables) -> Iterator[str]:
+    """A line for each table that is another now than when the batch was decided; they are not archived."""
+    if record.rates and record.rates != now.rates:
+        yield (
+            f"[risk.rates] of then ({record.rates[:12]}) are not those of now ({now.rates[:12]}): amounts in "
+            "home currency may differ, and what follows from them."
+        )
+    if record.reasons and record.reasons != now.reasons:
+        yield (
+            f"the reasons' file of then ({record.reasons[:12]}) is not that of now ({now.reasons[:12]}): "
+            "reasons' codes and texts may differ."
+        )
 
 
 class Policies:
