@@ -250,6 +250,94 @@ def test_records_of_another_version_are_read_in_their_place() -> None:
     assert columns.ints["amount"].tolist() == [1_285_000] * 3
 
 
+MORE: list[dict[str, Any]] = [
+    {"name": "fee", "type": {"type": "bytes", "logicalType": "decimal", "precision": 19, "scale": 6}},
+    {"name": "device", "type": ["string", "null"], "default": ""},
+    {"name": "risk", "type": "double"},
+    {"name": "share", "type": ["null", "float"]},
+    {"name": "tries", "type": "int"},
+    {"name": "pin", "type": "boolean"},
+    {"name": "entry", "type": {"type": "enum", "name": "Entry", "symbols": ["CHIP", "STRIPE"]}},
+]
+MORE_OF = st.fixed_dictionaries(
+    {
+        "fee": st.binary(max_size=20),
+        "device": st.none() | st.text(max_size=20),
+        "risk": st.floats(allow_nan=False),
+        "share": st.none() | st.floats(width=32, allow_nan=False),
+        "tries": st.integers(-(2**31), 2**31 - 1),
+        "pin": st.booleans(),
+        "entry": st.sampled_from(["CHIP", "STRIPE"]),
+    }
+)
+
+
+def encoded(record: dict[str, Any], schema: Schema) -> bytes:
+    """The record's bytes in a version that need not have all its fields."""
+    return RowCodec(schema).encode({field["name"]: record[field["name"]] for field in schema["fields"]})
+
+
+@st.composite
+def versions(draw: st.DrawFn) -> Schema:
+    """Transaction with some fields more, in some order, without some that may be null."""
+    schema = load_schema("transaction")
+    left_out = draw(st.sets(st.sampled_from(["merchant_category", "country", "counterparty_id"])))
+    fields = [field for field in schema["fields"] if field["name"] not in left_out]
+    schema["fields"] = draw(st.permutations(fields + draw(st.lists(st.sampled_from(MORE), unique_by=id))))
+    return schema
+
+
+PAYMENTS = plain_records(PLAIN).filter(lambda r: int.from_bytes(r["amount"], "big", signed=True) != -(2**63))
+
+
+@settings(deadline=None)
+@given(versions(), st.lists(st.tuples(PAYMENTS, MORE_OF, st.booleans()), min_size=1, max_size=8))
+def test_records_of_another_version_are_read_as_the_row_codec_reads_them_and_by_the_compiled_loop(
+    version: Schema, records: list[tuple[dict[str, Any], dict[str, Any], bool]]
+) -> None:
+    written = without_keys(version, LOGICAL)
+    resolving = RowCodec(written, PLAIN)
+    batch, wanted = [], []
+    for record, more, is_newer in records:
+        payload = encoded(record | more, written) if is_newer else plain.encode(record)
+        batch.append(frame(7 if is_newer else TRANSACTION_ID, payload))
+        wanted.append(expected((resolving if is_newer else plain).decode(payload), PLAIN))
+    ours = TransactionReader({7: version}.get)
+    with pytest.MonkeyPatch.context() as patch:
+        # What reads one by one.
+        patch.setattr(ColumnReader, "_resolved", None)
+        columns, poison = ours.read(batch, TRANSACTION_ID)
+    assert poison == []
+    assert columns.row.tolist() == list(range(len(batch)))
+    assert as_records(columns, ours) == wanted
+
+
+@settings(deadline=None)
+@given(versions(), MORE_OF, st.data())
+def test_another_version_cut_or_continued_is_poison(
+    version: Schema, more: dict[str, Any], data: st.DataObject
+) -> None:
+    record = plain.decode(rows.encode(TRANSACTION))
+    theirs = frame(7, encoded(record | more, without_keys(version, LOGICAL)))
+    cut = data.draw(st.integers(5, len(theirs) - 1))
+    batch = [theirs[:cut], theirs, theirs + b"x"]
+    columns, poison = TransactionReader({7: version}.get).read(batch, TRANSACTION_ID)
+    assert [row for row, _ in poison] == [0, 2]
+    assert columns.row.tolist() == [1]
+
+
+def test_a_version_that_a_field_has_changed_in_is_read_one_by_one() -> None:
+    """A default that is not null is more than the compiled loop can fill in."""
+    other = load_schema("transaction")
+    other["fields"] = [each for each in other["fields"] if each["name"] != "currency"]
+    ours = load_schema("transaction")
+    next(each for each in ours["fields"] if each["name"] == "currency")["default"] = "EUR"
+    theirs = frame(7, encoded(TRANSACTION, other))
+    columns, poison = ColumnReader(ours, {7: other}.get).read([good, theirs], TRANSACTION_ID)
+    assert poison == []
+    assert columns.strings["currency"].to_list() == [b"CNY", b"EUR"]
+
+
 def test_a_symbol_of_a_newer_version_is_read_as_the_default() -> None:
     newer = load_schema("transaction")
     next(f for f in newer["fields"] if f["name"] == "channel")["type"]["symbols"].append("QR")

@@ -7,8 +7,8 @@ Nothing here reads outside the record's own slice of the buffer, whatever the by
 import numpy as np
 from numba import njit
 
-# What a step of the program reads.
-LONG, INT, BOOLEAN, ENUM, DECIMAL, FLOAT, DOUBLE, STRING, BYTES = range(9)
+# What a step of the program reads. ABSENT reads nothing: its field is null, and its limit is its op.
+LONG, INT, BOOLEAN, ENUM, DECIMAL, FLOAT, DOUBLE, STRING, BYTES, ABSENT = range(10)
 
 # Columns of a program: one row a field.
 OP, SLOT, NULL_BRANCH, PRESENT_SLOT, LIMIT = range(5)
@@ -110,15 +110,38 @@ def _decimal(buffer, position, end, limit):
     return value, OK
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _set_null(op, slot, at, ints, floats, text_start, text_length):
+    if op >= STRING:
+        text_start[slot, at] = 0
+        text_length[slot, at] = 0
+    elif op >= FLOAT:
+        floats[slot, at] = np.nan
+    else:
+        ints[slot, at] = 0
+
+
 @njit(cache=True, nogil=True)
 def read_rows(
-    buffer, row_length, schema_id, program, ints, floats, text_start, text_length, present, row, status
+    buffer,
+    row_length,
+    schema_ids,
+    program_starts,
+    program,
+    ints,
+    floats,
+    text_start,
+    text_length,
+    present,
+    row,
+    status,
 ):
     """Number of good rows, whose values are put one after another into the columns.
 
     Args:
         buffer: uint8, all records one after another; row_length: (n,) int64, the bytes of each.
-        schema_id: the id each frame must bear.
+        schema_ids: (k,) int64, the ids that a frame may bear, each of a program of its own.
+        program_starts: (k + 1,) int64, the first step of each, and the end of the last.
         program: (steps, STEP_WIDTH) int64.
         ints, floats, text_start, text_length, present: (slots, n), written.
         row: (n,) int64, written: the index of each good row. status: (n,) uint8, written: its reason.
@@ -145,14 +168,21 @@ def read_rows(
         written_as = np.int64(0)
         for k in range(1, _HEADER_BYTES):
             written_as = (written_as << 8) | np.int64(buffer[position + k])
-        if written_as != schema_id:
+        version = 0
+        while version < schema_ids.shape[0] and schema_ids[version] != written_as:
+            version += 1
+        if version == schema_ids.shape[0]:
             status[index] = UNKNOWN_SCHEMA
             continue
         position += _HEADER_BYTES
         reason = OK
-        for step in range(program.shape[0]):
+        for step in range(program_starts[version], program_starts[version + 1]):
             op = program[step, OP]
             slot = program[step, SLOT]
+            if op == ABSENT:
+                present[program[step, PRESENT_SLOT], good] = False
+                _set_null(program[step, LIMIT], slot, good, ints, floats, text_start, text_length)
+                continue
             null_branch = program[step, NULL_BRANCH]
             if null_branch != NOT_NULLABLE:
                 branch, position = _varint(buffer, position, end)
@@ -164,13 +194,7 @@ def read_rows(
                     break
                 present[program[step, PRESENT_SLOT], good] = branch != null_branch
                 if branch == null_branch:
-                    if op >= STRING:
-                        text_start[slot, good] = 0
-                        text_length[slot, good] = 0
-                    elif op >= FLOAT:
-                        floats[slot, good] = np.nan
-                    else:
-                        ints[slot, good] = 0
+                    _set_null(op, slot, good, ints, floats, text_start, text_length)
                     continue
             if op == BOOLEAN:
                 if position >= end:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weir.codec import _kernels as kernels
+from weir.codec._versions import Spare, Step, steps_of
 from weir.codec.avro import RowCodec, full_name
 from weir.codec.framing import frame, unframe
 from weir.codec.schemas import Schema, load_schema, without_keys
@@ -19,6 +20,8 @@ from weir.errors import BadInput, ConfigError
 
 DECIMAL_SCALE = 4
 
+# Each further version is looked for at every record that bears none before it.
+_VERSIONS_MAX = 16
 _INT64_MAX = 2**63 - 1
 _INT64_PRECISION = 18
 _INT_OPS = {"long": kernels.LONG, "int": kernels.INT, "boolean": kernels.BOOLEAN}
@@ -106,13 +109,23 @@ class ColumnReader:
         self._strings: list[str] = []
         self._present: list[str] = []
         try:
-            steps = [self._step(field) for field in schema["fields"]]
+            self._own_steps = {field["name"]: self._step(field) for field in schema["fields"]}
         except KeyError as error:
             raise ConfigError(f"schema {schema.get('name')} has no {error}; it must be a record.") from None
-        self._program = np.array(steps, np.int64).reshape(len(steps), kernels.STEP_WIDTH)
+        self._spare = Spare(len(self._ints), len(self._floats), len(self._strings), len(self._present))
+        # The programs of all versions, one after another; this reader's own is the first.
+        self._version_ids: list[int] = []
+        self._starts = np.zeros(1, np.int64)
+        self._program = np.empty((0, kernels.STEP_WIDTH), np.int64)
+        self._append(list(self._own_steps.values()))
         self._plain = without_keys(schema, {"logicalType"})
         self._own = RowCodec(self._plain)
         self._others: dict[int, RowCodec | None] = {}
+
+    def _append(self, steps: list[Step]) -> None:
+        added = np.array(steps, np.int64).reshape(len(steps), kernels.STEP_WIDTH)
+        self._program = np.concatenate([self._program, added])
+        self._starts = np.append(self._starts, len(self._program))
 
     def _step(self, field: dict[str, Any]) -> list[int]:
         name, kind = field["name"], field["type"]
@@ -149,11 +162,16 @@ class ColumnReader:
 
         Args:
             values: framed records as Kafka gave them; None (a tombstone) counts as empty.
-            schema_id: the id of this reader's schema. Other known versions are resolved one by one.
+            schema_id: the id of this reader's schema. Other known versions are read in their place, as fast
+                where their fields differ only by what can be passed over or is null.
         """
         columns, status = self._read(values, schema_id)
         if columns.row_count == len(values):
             return columns, []
+        if self._learn_versions(values, status):
+            columns, status = self._read(values, schema_id)
+            if columns.row_count == len(values):
+                return columns, []
         reasons = {int(i): kernels.REASONS[status[i]] for i in np.flatnonzero(status)}
         resolved: dict[int, bytes] = {}
         for index in np.flatnonzero(status == kernels.UNKNOWN_SCHEMA).tolist():
@@ -181,17 +199,19 @@ class ColumnReader:
             joined = b"".join(whole)
         buffer = np.frombuffer(joined, np.uint8)
         length = np.fromiter(map(len, whole), np.int64, count)
-        ints = np.empty((len(self._ints), count), np.int64)
-        floats = np.empty((len(self._floats), count), np.float64)
-        text_start = np.empty((len(self._strings), count), np.int64)
-        text_length = np.empty((len(self._strings), count), np.int64)
-        present = np.empty((len(self._present), count), np.bool_)
+        spare = self._spare
+        ints = np.empty((spare.ints + 1, count), np.int64)
+        floats = np.empty((spare.floats + 1, count), np.float64)
+        text_start = np.empty((spare.strings + 1, count), np.int64)
+        text_length = np.empty((spare.strings + 1, count), np.int64)
+        present = np.empty((spare.present + 1, count), np.bool_)
         row = np.empty(count, np.int64)
         status = np.empty(count, np.uint8)
         good = kernels.read_rows(
             buffer,
             length,
-            schema_id,
+            np.array([schema_id, *self._version_ids], np.int64),
+            self._starts,
             self._program,
             ints,
             floats,
@@ -214,18 +234,33 @@ class ColumnReader:
         )
         return columns, status
 
+    def _learn_versions(self, values: Sequence[bytes | None], status: NDArray[np.uint8]) -> bool:
+        """Compile the versions that these records bear, where not met before; whether there are some."""
+        unknown = np.flatnonzero(status == kernels.UNKNOWN_SCHEMA).tolist()
+        learnt = False
+        for written_as in {unframe(values[index] or b"")[0] for index in unknown} - self._others.keys():
+            writer = self._known(written_as) if self._known is not None else None
+            if writer is None:
+                continue
+            self._others[written_as] = codec = self._resolver(writer)
+            if codec is None or len(self._version_ids) >= _VERSIONS_MAX:
+                continue
+            steps = steps_of(writer, self.schema, self._own_steps, self._spare)
+            if steps is not None:
+                self._version_ids.append(written_as)
+                self._append(steps)
+                learnt = True
+        return learnt
+
     def _resolved(self, value: bytes, schema_id: int) -> bytes:
-        """A record of another version, rewritten in our schema.
+        """A record of another version, rewritten in our schema: for what the compiled loop cannot.
 
         Raises:
             BadInput: `unknown_schema`, or what is wrong with the record.
         """
         written_as, payload = unframe(value)
         if written_as not in self._others:
-            writer = self._known(written_as) if self._known is not None else None
-            if writer is None:
-                raise BadInput("unknown_schema", f"schema id {written_as} is not at hand")
-            self._others[written_as] = self._resolver(writer)
+            raise BadInput("unknown_schema", f"schema id {written_as} is not at hand")
         codec = self._others[written_as]
         if codec is None:
             raise BadInput("unknown_schema", f"schema id {written_as} is not a {self.schema['name']}")
@@ -236,7 +271,10 @@ class ColumnReader:
 
         Logical types are left out, so that numbers pass through untouched.
         """
-        if full_name(writer) != full_name(self.schema) or _decimals(writer) - _decimals(self.schema):
+        if full_name(writer) != full_name(self.schema):
+            return None
+        shared = {field["name"] for field in self.schema["fields"]}
+        if {each for each in _decimals(writer) if each[0] in shared} - _decimals(self.schema):
             return None
         try:
             return RowCodec(without_keys(writer, {"logicalType"}), self._plain)

@@ -64,14 +64,17 @@ def without_keys(schema: Any, keys: set[str]) -> Any:
     return schema
 
 
+def plain_type(schema: Any) -> Any:
+    """The type without what is written for people."""
+    return without_keys(schema, _FOR_PEOPLE)
+
+
 def canonical_text(schema: Schema) -> str:
     """What decides how bytes are read, as compact JSON: all but documentation and classification.
 
     Avro's own canonical form also drops logical types and defaults, which readers here depend on.
     """
-    return json.dumps(
-        without_keys(schema, _FOR_PEOPLE), ensure_ascii=False, separators=(",", ":"), sort_keys=True
-    )
+    return json.dumps(plain_type(schema), ensure_ascii=False, separators=(",", ":"), sort_keys=True)
 
 
 def fingerprint(schema: Schema) -> str:
