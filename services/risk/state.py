@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from services.risk.contributions import contributions_of, split_contributions
 from services.risk.ports import Tables
 from weir.columns import ByteColumn
 from weir.features.accounts import Accounts
@@ -27,10 +28,8 @@ from weir.streams import journal
 from weir.streams.batch import BatchGroup
 from weir.streams.journal import JournalRecord, Mark
 
-HOUR_MS = 3_600_000
 # No account hashes to 0: the key of the partition's mark in its changelog.
 MARK_KEY = bytes(8)
-_TERMINAL_BYTES, _HOUR_BYTES = 8, 4
 NOT_SAID = Tables()
 
 
@@ -87,6 +86,15 @@ class StateTopics:
     journal: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Epoch:
+    """One that could be rolled back: what the positions were, and whose accounts it may have changed."""
+
+    number: int
+    before: Positions
+    touched: set[int] = field(default_factory=set)
+
+
 class RiskState:
     """The windows of one worker; a thread of its own may only write snapshots of it.
 
@@ -110,11 +118,12 @@ class RiskState:
         self.terminals = Terminals(spec, rows_max=terminals_max)
         self.positions = Positions()
         # Which labels a partition knew when it came: it must not learn them twice, even after a roll back.
+        # It is forgotten once the worker has learnt as many for good.
         self._known: dict[int, Mapping[int, int]] = {}
         self._owed: dict[int, Owed] = {}
         # What each table was when nothing more of it could be forgotten: the terminals' is under None.
         self._looked_at: dict[int | None, tuple[int, int]] = {}
-        self._before: deque[tuple[int, Positions]] = deque()
+        self._open: deque[_Epoch] = deque()
 
     def new_accounts(self) -> Accounts:
         """An empty table, not yet of any partition."""
@@ -137,7 +146,7 @@ class RiskState:
             owed: to be learnt with the next group, so that the changelog tells of it.
         """
         self.accounts[partition] = accounts
-        for positions in (self.positions, *(before for _, before in self._before)):
+        for positions in (self.positions, *(epoch.before for epoch in self._open)):
             positions.inputs[partition] = next_offset
             positions.paid.discard(partition)
         self._known[partition] = dict(labels)
@@ -150,35 +159,54 @@ class RiskState:
         self._known.pop(partition, None)
         self._owed.pop(partition, None)
         self.positions.inputs.pop(partition, None)
-        for _, before in self._before:
-            before.inputs.pop(partition, None)
+        for epoch in self._open:
+            epoch.before.inputs.pop(partition, None)
+            epoch.touched.discard(partition)
 
     # -- epochs --------------------------------------------------------------------------------------------
 
     def begin(self, epoch: int) -> None:
-        """What follows belongs to `epoch`, and can be rolled back until it is released."""
-        self._before.append((epoch, self.positions.copy()))
-        for accounts in self.accounts.values():
-            accounts.begin(epoch)
+        """What follows belongs to `epoch`, and can be rolled back until it is released.
+
+        A partition's accounts begin it when they are first touched: a worker has many partitions, and a group
+        at a low rate touches few.
+        """
+        self._open.append(_Epoch(epoch, self.positions.copy()))
         self.terminals.begin(epoch)
+
+    def _touched(self, partition: int) -> Accounts:
+        """The partition's accounts, about to change under the epoch that has begun, if one has."""
+        accounts = self.accounts[partition]
+        if self._open and partition not in self._open[-1].touched:
+            accounts.begin(self._open[-1].number)
+            self._open[-1].touched.add(partition)
+        return accounts
 
     def roll_back(self, epoch: int) -> None:
         """Put everything back to before `epoch`."""
-        for accounts in self.accounts.values():
-            accounts.roll_back(epoch)
         self.terminals.roll_back(epoch)
-        while self._before and self._before[-1][0] >= epoch:
-            _, self.positions = self._before.pop()
+        touched = set[int]()
+        while self._open and self._open[-1].number >= epoch:
+            undone = self._open.pop()
+            self.positions = undone.before
+            touched |= undone.touched
+        for partition in touched:
+            self.accounts[partition].roll_back(epoch)
 
     def release(self, epoch: int) -> None:
         """Epochs up to this one are committed."""
-        for accounts in self.accounts.values():
-            accounts.release(epoch)
         self.terminals.release(epoch)
-        while self._before and self._before[0][0] <= epoch:
-            self._before.popleft()
-        for partition in self._owed.keys() & self.committed_positions.paid:
+        touched = set[int]()
+        while self._open and self._open[0].number <= epoch:
+            touched |= self._open.popleft().touched
+        for partition in touched:
+            self.accounts[partition].release(epoch)
+        committed = self.committed_positions
+        for partition in self._owed.keys() & committed.paid:
             del self._owed[partition]
+        for partition, known in list(self._known.items()):
+            if all(committed.labels.get(number, 0) >= offset for number, offset in known.items()):
+                del self._known[partition]
 
     @property
     def owes(self) -> bool:
@@ -188,12 +216,12 @@ class RiskState:
     @property
     def committed_positions(self) -> Positions:
         """As of the last commit."""
-        return self._before[0][1] if self._before else self.positions
+        return self._open[0].before if self._open else self.positions
 
     @property
     def is_settled(self) -> bool:
         """Whether nothing could be rolled back any more."""
-        return not self._before
+        return not self._open
 
     # -- what enters ---------------------------------------------------------------------------------------
 
@@ -213,7 +241,7 @@ class RiskState:
             dict(self.positions.seen),
             contributions_of(payments),
         )
-        features = observe(self.accounts[partition], self.terminals, payments)
+        features = observe(self._touched(partition), self.terminals, payments)
         self.positions.inputs[partition] = next_offset
         self.positions.seen[partition] = next_offset
         return features, trace
@@ -222,7 +250,7 @@ class RiskState:
         """Let each partition learn what it is owed, under the epoch that has begun."""
         for partition in self._owed.keys() - self.positions.paid:
             for labels in self._owed[partition].labels:
-                self.accounts[partition].learn(labels)
+                self._touched(partition).learn(labels)
             self.positions.paid.add(partition)
 
     def learn(self, labels: Labels, partition: int, offsets: NDArray[np.int64], next_offset: int) -> None:
@@ -232,10 +260,11 @@ class RiskState:
             fresh = offsets >= at
             labels, offsets = labels.rows(fresh), offsets[fresh]
         self.terminals.learn(labels)
+        frauds = labels.account[labels.is_fraud]
         for number, accounts in self.accounts.items():
-            known = self._known[number].get(partition, 0)
-            if known < next_offset:
-                accounts.learn(labels.rows(offsets >= known) if known else labels)
+            known = self._known.get(number, {}).get(partition, 0)
+            if known < next_offset and (accounts.rows.find(frauds) >= 0).any():
+                self._touched(number).learn(labels.rows(offsets >= known) if known else labels)
         self.positions.labels[partition] = max(next_offset, at)
 
     def enter(self, partition: int, record: JournalRecord) -> bool:
@@ -296,10 +325,11 @@ class RiskState:
     def changelog(self, epoch: int, batch_partitions: Iterable[int], now_ms: int) -> list[ColumnOutput]:
         """The rows that `epoch` has changed, as they are now, each partition's with its mark at the end."""
         outputs = []
-        touched = set(batch_partitions)
-        for partition, accounts in self.accounts.items():
+        with_batches = set(batch_partitions)
+        for partition in next(each.touched for each in self._open if each.number == epoch):
+            accounts = self.accounts[partition]
             rows = accounts.changed_rows(epoch)
-            if not rows.size and partition not in touched:
+            if not rows.size and partition not in with_batches:
                 continue
             keys, values = accounts.encode_rows(rows)
             mark = journal.encode(self.mark(partition, self.positions))
@@ -365,7 +395,9 @@ class RiskState:
         owed = self._owed.get(partition)
         if owed is not None and partition not in positions.paid:
             return dict(owed.known)
-        known = self._known[partition]
+        known = self._known.get(partition)
+        if known is None:
+            return positions.labels
         return {
             number: max(positions.labels.get(number, 0), known.get(number, 0))
             for number in positions.labels.keys() | known.keys()
@@ -375,25 +407,6 @@ class RiskState:
     def account_count(self) -> int:
         """Accounts of all partitions held."""
         return sum(accounts.row_count for accounts in self.accounts.values())
-
-
-def contributions_of(payments: Payments) -> bytes:
-    """What a batch says of terminals: n hashes (u64, little endian), then n event hours (i32)."""
-    hour = (payments.event_ms // HOUR_MS).astype("<i4")
-    return payments.terminal.astype("<u8", copy=False).tobytes() + hour.tobytes()
-
-
-def contributions_max(record: bytes) -> int:
-    """How many contributions a journal record of so many bytes has at most."""
-    return len(record) // (_TERMINAL_BYTES + _HOUR_BYTES)
-
-
-def split_contributions(data: bytes) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
-    """(n,) terminal hashes and (n,) hours of `contributions_of`."""
-    count = len(data) // (_TERMINAL_BYTES + _HOUR_BYTES)
-    terminal = np.frombuffer(data, "<u8", count)
-    hour = np.frombuffer(data, "<i4", count, count * _TERMINAL_BYTES)
-    return terminal.astype(np.uint64, copy=False), hour.astype(np.int32, copy=False)
 
 
 def _has_room(rows: Rows, count: int) -> bool:

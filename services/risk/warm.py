@@ -18,13 +18,14 @@ from types import SimpleNamespace
 import numpy as np
 from prometheus_client import CollectorRegistry
 
+from services.risk.contributions import split_contributions
 from services.risk.decide import ModelRef, Scores
 from services.risk.labels import LabelReading
 from services.risk.policy import PolicyFile
 from services.risk.reading import PaymentReading
 from services.risk.reasons import ReasonTable
 from services.risk.settings import DEFAULT_RATES, HERE
-from services.risk.state import RiskState, StateTopics, split_contributions
+from services.risk.state import RiskState, StateTopics
 from services.risk.validate import Rates
 from services.risk.writing import DecisionWriting, Names, Scored
 from weir.codec.avro import RowCodec

@@ -15,13 +15,14 @@ from structlog.testing import capture_logs
 
 from services.risk import reading as reading_module
 from services.risk import snapshots as snapshots_module
+from services.risk.contributions import contributions_of
 from services.risk.labels import LabelReading
 from services.risk.policy import PolicyFile
 from services.risk.ports import Tables
 from services.risk.processor import RiskProcessor
 from services.risk.reading import PaymentReading
 from services.risk.snapshots import Snapshots
-from services.risk.state import RiskState, StateTopics, contributions_of
+from services.risk.state import RiskState, StateTopics
 from services.risk.validate import Rates
 from tests.support.slow_features import DAY_MS
 from tests.support.states import START_MS, payments
