@@ -9,12 +9,11 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from services.risk.state import Positions, RiskState
 from weir.config import KafkaSettings
 from weir.errors import IntegrityError, MissingPart, WeirError
-from weir.features._saving import Saving
 from weir.features.terminals import Terminals
 from weir.obs.log import get_logger
 from weir.obs.stream_metrics import StreamMetrics
@@ -23,6 +22,13 @@ from weir.streams import journal
 from weir.streams.history import end_offsets
 
 log = get_logger("weir.risk.snapshots")
+
+
+class _Table(Protocol):
+    """A table as of a commit, which any thread may write."""
+
+    def write(self, path: Path, about: Mapping[str, Any] | None = None) -> int:
+        """The bytes written."""
 
 
 class Snapshots:
@@ -66,7 +72,7 @@ class Snapshots:
         positions = state.committed_positions.copy()
         failed = False
         with ExitStack() as pins:
-            files: list[tuple[Path, Saving, dict[str, Any]]] = []
+            files: list[tuple[Path, _Table, dict[str, Any]]] = []
             for partition, accounts in state.accounts.items():
                 if partition in positions.inputs:
                     mark = journal.encode(state.mark(partition, positions))
