@@ -71,6 +71,7 @@ class Stack:
             port=self.ports["kafka"],
             controller_port=self.ports["kafka-controller"],
             heap_mb=settings.kafka_heap_mb,
+            long_run=settings.kafka_long_run,
         )
         self.triton = TritonServer(
             settings.models,

@@ -26,6 +26,7 @@ class StackSettings(WeirSettings):
     models: Path = Field(layout.MODEL_SOURCES, description="the model repository that Triton and risk use")
     risk_workers: int = Field(1, ge=1, le=64, description="processes that share the partitions")
     kafka_heap_mb: int = Field(384, ge=128, le=65_536, description="memory of the broker")
+    kafka_long_run: bool = Field(False, description="a slower start for less CPU later")
     disk_free_mb_min: int = Field(500, ge=0, description="below this nothing is started")
     kafka_port: Port = Field(0, description=_CHOSEN)
     kafka_controller_port: Port = Field(0, description=_CHOSEN)

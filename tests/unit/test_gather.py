@@ -103,3 +103,29 @@ def test_a_group_shows_its_batches_as_one():
 
 def test_a_group_without_headers_says_so():
     assert BatchGroup([batch(0, 0, 2), batch(1, 0, 1)]).headers is None
+
+
+async def test_a_small_group_grows_while_earlier_ones_are_on_their_way():
+    """What comes meanwhile goes together, as soon as nothing is on its way."""
+    on_its_way = True
+    gatherer = Gatherer(100, 60.0, lambda: on_its_way)
+    take = asyncio.create_task(gatherer.take())
+    await gatherer.put(taken(0, 0, 3))
+    gatherer.nudge()
+    await asyncio.sleep(0)
+    await gatherer.put(taken(0, 3, 4))
+    await asyncio.sleep(0)
+    assert not take.done()
+    on_its_way = False
+    gatherer.nudge()
+    assert [each.batch.offset_first for each in await asyncio.wait_for(take, 1)] == [0, 3]
+
+
+async def test_a_group_worth_its_cost_goes_whatever_is_on_its_way():
+    gatherer = Gatherer(100, 60.0, lambda: True)
+    take = asyncio.create_task(gatherer.take())
+    await gatherer.put(taken(0, 0, 24))
+    await asyncio.sleep(0)
+    assert not take.done()
+    await gatherer.put(taken(1, 0, 1))
+    assert len(await asyncio.wait_for(take, 1)) == 2

@@ -2,8 +2,12 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 from weir.streams.ports import Taken
+
+# A group of this part of the largest one is not kept back.
+_WORTH = 4
 
 
 class Gatherer:
@@ -12,13 +16,19 @@ class Gatherer:
     A fetch's batches come one after the other, and all but the last say that more follow: a group waits for
     the last and no longer, so that a single batch goes at once.
 
+    While earlier groups are on their way, a small one waits and grows, as small segments do in TCP (RFC 896):
+    a group of ten records costs nearly as much as one of a hundred, and begun at once it would only make
+    those before it later. A quarter of `rows_max` is worth its cost and goes whatever is on its way.
+
     Args:
         rows_max: of a group (a single larger batch makes a group of its own), and of what waits.
         linger_s: how long a group waits at most for the rest of its fetch, which a rebalance may keep back.
+        busy: whether earlier groups are on their way; `nudge` says when that may have changed.
     """
 
-    def __init__(self, rows_max: int, linger_s: float) -> None:
-        self._rows_max, self._linger_s = rows_max, linger_s
+    def __init__(self, rows_max: int, linger_s: float, busy: Callable[[], bool] = lambda: False) -> None:
+        self._rows_max, self._linger_s, self._busy = rows_max, linger_s, busy
+        self._rows_worth = max(rows_max // _WORTH, 1)
         self._waiting: deque[Taken] = deque()
         self._rows = 0
         self._came, self._room = asyncio.Event(), asyncio.Event()
@@ -37,6 +47,8 @@ class Gatherer:
         while not self._waiting:
             if not await self._one_comes(deadline_s):
                 return []
+        while self._rows < self._rows_worth and self._busy():
+            await self._one_comes(None)
         loop = asyncio.get_running_loop()
         ends_s = loop.time() + self._linger_s
         while (
@@ -56,6 +68,10 @@ class Gatherer:
         self._rows -= rows
         self._room.set()
         return group
+
+    def nudge(self) -> None:
+        """What waits may be worth taking now."""
+        self._came.set()
 
     async def clear(self) -> None:
         """Forget what waits; it was read by nobody."""

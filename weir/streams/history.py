@@ -16,9 +16,9 @@ _POLL_MS = 500
 
 
 async def open_consumer(
-    settings: KafkaSettings, client_id: str, isolation_level: str = "read_committed"
+    settings: KafkaSettings, client_id: str, isolation_level: str = "read_committed", **options: Any
 ) -> AIOKafkaConsumer:
-    """A connected consumer of no group.
+    """A connected consumer of no group; `options` are aiokafka's own.
 
     Raises:
         NeighbourUnavailable, AccessDenied: no broker takes this client.
@@ -30,6 +30,7 @@ async def open_consumer(
         enable_auto_commit=False,
         auto_offset_reset="earliest",
         isolation_level=isolation_level,
+        **options,
     )
     await connect(consumer, settings)
     return consumer

@@ -22,6 +22,9 @@ from weir.streams.history import open_consumer, partitions
 log = get_logger("weir.streams.side_input")
 
 _POLL_MS = 200
+_LINGER_MS = 100
+# So much is worth an answer before the linger has passed.
+_GATHERED_BYTES = 65_536
 _RETRY_S = 0.5
 
 
@@ -30,6 +33,8 @@ class SideInput:
 
     Args:
         since_ms: where to begin in a partition of which nothing is known, ms since the epoch; 0 is its start.
+        linger_ms: how long the broker gathers what comes before it answers: each answer costs as much as
+            some hundred records.
         rows_waiting_max: beyond it nothing more is fetched until the state has taken some.
     """
 
@@ -40,10 +45,11 @@ class SideInput:
         client_id: str,
         *,
         since_ms: int = 0,
+        linger_ms: int = _LINGER_MS,
         rows_waiting_max: int = 20_000,
     ) -> None:
         self._settings, self.topic, self._client_id = settings, topic, client_id
-        self._since_ms, self._rows_max = since_ms, rows_waiting_max
+        self._since_ms, self._rows_max, self._linger_ms = since_ms, rows_waiting_max, linger_ms
         self._waiting: deque[RecordBatch] = deque()
         self._rows = 0
         self._fetched: dict[int, int] = {}
@@ -112,7 +118,12 @@ class SideInput:
         await asyncio.sleep(_RETRY_S)
 
     async def _follow(self) -> None:
-        consumer = await open_consumer(self._settings, self._client_id)
+        consumer = await open_consumer(
+            self._settings,
+            self._client_id,
+            fetch_min_bytes=_GATHERED_BYTES,
+            fetch_max_wait_ms=self._linger_ms,
+        )
         try:
             with one_line(self._settings, self.topic):
                 tps = await partitions(consumer, self.topic)
