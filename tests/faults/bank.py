@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -23,6 +23,13 @@ POISON_KEY = b"poison"
 _WAITING_MAX = 3000
 _TIMEOUT_MS = 60_000
 
+Encode = Callable[[Sequence[dict[str, Any]]], Awaitable[list[bytes]]]
+
+
+async def as_today(payments: Sequence[dict[str, Any]]) -> list[bytes]:
+    """Each payment as a value on its topic, in the repository's own schema."""
+    return await framed("transaction", payments)
+
 
 class Bank:
     """Puts payments on their topic and remembers what the broker acknowledged.
@@ -30,14 +37,24 @@ class Bank:
     An account, and a terminal, belongs to one partition: so the scores of a partition are a function of that
     partition's payments alone, whoever decides on them.
 
+    Args:
+        encode: what a payment's value on the topic is.
+
     Attributes:
         sent: everything that was sent, acknowledged or not.
         records: payment by event id.
     """
 
     def __init__(
-        self, servers: str, topics: TopicSettings, seed: int, partitions: int, rate_per_s: float
+        self,
+        servers: str,
+        topics: TopicSettings,
+        seed: int,
+        partitions: int,
+        rate_per_s: float,
+        encode: Encode = as_today,
     ) -> None:
+        self._encode = encode
         self._servers, self._topics, self._partitions = servers, topics, partitions
         self._random = random.Random(seed)
         self._name = f"{seed}"
@@ -91,7 +108,7 @@ class Bank:
 
     async def _send(self, producer: AIOKafkaProducer, count: int) -> None:
         records = [self._payment() for _ in range(count)]
-        values = await framed("transaction", [record for _, record in records])
+        values = await self._encode([record for _, record in records])
         for (partition, record), value in zip(records, values, strict=True):
             event_id = str(record["event_id"])
             self.records[event_id] = record

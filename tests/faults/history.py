@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
@@ -11,8 +12,8 @@ from aiokafka.errors import KafkaError
 from tests.faults.bank import POISON_KEY, Bank, secrets
 from tests.faults.checker import Batch, Decided, History, Input, Letter, Place, Row, Wire
 from tests.faults.recompute import entered, expected_logits, expected_rows
-from tests.support.cluster import ClusterWorker
 from tests.support.payments import decisions_reader, letters_reader
+from tests.support.risk import RiskUnderTest
 from weir.client.decisions import BadRecord
 from weir.codec.avro import RowCodec
 from weir.codec.framing import unframe
@@ -30,12 +31,26 @@ TENANT = "default"
 MARK_KEY = bytes(8)
 
 
+PaymentOf = Callable[[bytes], Mapping[str, Any]]
+
+
+def payment_of(value: bytes) -> Mapping[str, Any]:
+    """The payment in a value on its topic, in the repository's own schema."""
+    return _PAYMENTS.decode(unframe(value)[1])
+
+
 class LiveReader:
-    """A `read_committed` reader of the decisions while the run goes on; what it was given is remembered."""
+    """A `read_committed` reader of the decisions while the run goes on; what it was given is remembered.
+
+    Attributes:
+        seen: place to record id.
+        arrived: when something was given (s, monotonic), and the partition, in order.
+    """
 
     def __init__(self, servers: str, topic: str) -> None:
         self._servers, self._topic = servers, topic
         self.seen: dict[Place, bytes] = {}
+        self.arrived: list[tuple[float, int]] = []
 
     async def run(self) -> None:
         """Read until cancelled."""
@@ -48,18 +63,24 @@ class LiveReader:
                     fetched = await consumer.getmany(timeout_ms=500)
                 except KafkaError:
                     continue
-                for records in fetched.values():
+                now_s = time.monotonic()
+                for place, records in fetched.items():
                     self.seen |= {place_of(record): record_id(record) for record in records}
+                    self.arrived.append((now_s, place.partition))
 
 
 async def collect(
-    worker: ClusterWorker, bank: Bank, seen_live: Mapping[Place, bytes], letters_may_hold: frozenset[str]
+    worker: RiskUnderTest,
+    bank: Bank,
+    seen_live: Mapping[Place, bytes],
+    letters_may_hold: frozenset[str],
+    payment_of: PaymentOf = payment_of,
 ) -> History:
     """Everything that the topics say, opened as an analyst; the workers must have ended."""
     topics, servers = worker.topics, worker.kafka.bootstrap_servers
     await _wait_closed(servers, [topics.decisions, topics.risk_dlq])
     unreadable: list[tuple[str, Place]] = []
-    inputs = [_input(record) for record in await read(servers, topics.transactions, committed=True)]
+    inputs = [_input(each, payment_of) for each in await read(servers, topics.transactions, committed=True)]
     decisions = await _decisions(worker, unreadable)
     letters = await _letters(worker, unreadable)
     known = entered(inputs, {each.source for each in letters})
@@ -140,7 +161,7 @@ def record_id(record: ConsumerRecord) -> bytes:
     )
 
 
-async def _decisions(worker: ClusterWorker, unreadable: list[tuple[str, Place]]) -> list[Decided]:
+async def _decisions(worker: RiskUnderTest, unreadable: list[tuple[str, Place]]) -> list[Decided]:
     def bad(record: BadRecord) -> None:
         unreadable.append((record.raw.topic, Place(record.raw.partition, record.raw.offset)))
 
@@ -158,7 +179,7 @@ async def _decisions(worker: ClusterWorker, unreadable: list[tuple[str, Place]])
         ]
 
 
-async def _letters(worker: ClusterWorker, unreadable: list[tuple[str, Place]]) -> list[Letter]:
+async def _letters(worker: RiskUnderTest, unreadable: list[tuple[str, Place]]) -> list[Letter]:
     found: list[Letter] = []
     async with letters_reader(worker) as reader:
         async for entry in reader.entries():
@@ -173,11 +194,10 @@ async def _letters(worker: ClusterWorker, unreadable: list[tuple[str, Place]]) -
     return found
 
 
-def _input(record: ConsumerRecord) -> Input:
+def _input(record: ConsumerRecord, payment_of: PaymentOf) -> Input:
     if record.key == POISON_KEY:
         return Input(place_of(record), decidable=False)
-    _, payload = unframe(record.value)
-    payment = _PAYMENTS.decode(payload)
+    payment = payment_of(record.value)
     return Input(place_of(record), str(payment["event_id"]), str(payment["account_id"]))
 
 

@@ -19,7 +19,6 @@ from weir.codec.avro import RowCodec
 from weir.codec.framing import frame
 from weir.codec.registry import FileRegistry
 from weir.codec.schemas import SUBJECTS, load_schema
-from weir.config import RegistrySettings
 
 DEADLINE_S = 60.0
 POLL_S = 0.05
@@ -153,7 +152,7 @@ def decisions_reader(risk: RiskUnderTest, **options: Any) -> Decisions:
         start="beginning",
         kafka=risk.kafka_settings,
         topics=risk.topics,
-        registry=RegistrySettings(),
+        registry=risk.registry,
         keys=risk.reader("analyst"),
         **options,
     )
@@ -179,7 +178,7 @@ def letters_reader(risk: RiskUnderTest) -> DeadLetters:
     return DeadLetters.connect(
         kafka=risk.kafka_settings,
         topics=risk.topics,
-        registry=RegistrySettings(),
+        registry=risk.registry,
         keys=risk.reader("analyst"),
     )
 

@@ -18,7 +18,7 @@ from infra.local.ports import free_port
 from tests.support.keys import KeysProcess
 from tests.support.servers import KafkaUnderTest
 from weir.cli.topics import ACCOUNTS_CONFIG, DEAD_LETTER_CONFIG
-from weir.config import KafkaSettings, KeyServiceSettings, TopicSettings
+from weir.config import KafkaSettings, KeyServiceSettings, RegistrySettings, TopicSettings
 
 START_DEADLINE_S = 60.0
 
@@ -62,6 +62,11 @@ class RiskUnderTest:
 
     def reader(self, role: str = "analyst") -> KeyServiceSettings:
         return self.keys.settings(role)
+
+    @property
+    def registry(self) -> RegistrySettings:
+        """The Schema Registry that the worker asks."""
+        return RegistrySettings.model_validate(self.tables.get("registry", {}))
 
     def config(self) -> Path:
         """Write the worker's settings file; its path."""
