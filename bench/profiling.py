@@ -126,7 +126,7 @@ def find_py_spy() -> Path:
     beside = Path(sys.executable).with_name("py-spy")
     found = str(beside) if beside.is_file() else shutil.which("py-spy")
     if found is None:
-        raise MissingPart("py-spy is not installed. Install it (`pip install py-spy`), then run this again.")
+        raise MissingPart("py-spy is not installed. Install it (`make setup-all`), then run this again.")
     return Path(found)
 
 
