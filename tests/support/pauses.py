@@ -30,10 +30,10 @@ APPEND_TIME = {"message.timestamp.type": "LogAppendTime"}
 class Worker:
     """A copying worker's process, and what it says."""
 
-    def __init__(self, log: Path, *args: object) -> None:
+    def __init__(self, log: Path, *args: object, module: str = "tests.support.copy_worker") -> None:
         self._log = log
         with log.open("wb") as out:
-            command = [sys.executable, "-m", "tests.support.copy_worker", *map(str, args)]
+            command = [sys.executable, "-m", module, *map(str, args)]
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT)
 
     async def works(self) -> None:

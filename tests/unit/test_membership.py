@@ -8,7 +8,9 @@ from aiokafka import TopicPartition
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.consumer.subscription_state import SubscriptionState
 from aiokafka.protocol.group import JoinGroupRequest
+from faust.types import TP
 
+from weir.streams._consumer_thread import BatchConsumerThread
 from weir.streams.assignor import WarmAssignor, Warmth
 from weir.streams.membership import CooperativeCoordinator
 
@@ -128,3 +130,11 @@ async def test_being_told_to_leave_while_it_joins_leads_to_another_round(member,
     assert len(set(broker.joined_as[-2:])) == 2
     assert told.assigned_as[-1][1] is True
     assert not coordinator.need_rejoin(subscription)
+
+
+def test_a_look_at_a_partition_that_has_gone_meanwhile_ends_no_worker():
+    """Faust looks from the main thread at what this one may have given away in the moment before."""
+    thread = BatchConsumerThread.__new__(BatchConsumerThread)
+    thread.app = SimpleNamespace(tables=SimpleNamespace(changelog_topics=set()))
+    thread._consumer = SimpleNamespace()
+    thread.verify_event_path(0.0, TP(TOPIC, 0))

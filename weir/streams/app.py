@@ -146,9 +146,9 @@ class BatchApp(faust.App):
     async def on_stop(self) -> None:
         """Hand the partitions to the other workers while they all decide on, then stop.
 
-        A worker that gives up hands nothing over: its group may be gone, and its thread with it.
+        One that gives up or has crashed hands nothing over: its group may be gone, and its thread with it.
         """
-        if self._consumer is not None and self.fatal is None:
+        if self._consumer is not None and self.fatal is None and not self.crashed:
             await cast(Any, self.consumer).hand_over(self.drain_deadline_s)
         await super().on_stop()
 

@@ -21,16 +21,21 @@ from typing import Any, Protocol
 
 import aiokafka
 from aiokafka import TopicPartition
+from aiokafka.client import ConnectionGroup
 from aiokafka.consumer.fetcher import OffsetResetStrategy
 from aiokafka.consumer.group_coordinator import CoordinatorGroupRebalance, GroupCoordinator
 from aiokafka.coordinator.protocol import ConsumerProtocol
+from aiokafka.errors import KafkaError
 from aiokafka.protocol.commit import OffsetCommitRequest
-from aiokafka.protocol.group import JoinGroupRequest
+from aiokafka.protocol.group import JoinGroupRequest, LeaveGroupRequest
 
 # While a partition is on its way, every member looks for the round that gives it to its next reader.
 _UNSETTLED_HEARTBEAT_MS = 25
 # Between two tries to join; each one is an answer of the broker away from the next.
 _JOIN_AGAIN_S = 0.02
+# How long a member that ends waits for the broker to note it; otherwise its session tells.
+_LEAVE_S = 2.0
+_CANCEL_AGAIN_S = 0.1
 
 _in_commit: ContextVar[bool] = ContextVar("in_commit", default=False)
 
@@ -127,6 +132,8 @@ class CooperativeCoordinator(GroupCoordinator):  # type: ignore[misc]  # aiokafk
         return True
 
     async def _send_req(self, request: Any) -> Any:
+        if isinstance(request, LeaveGroupRequest):
+            return await self._leave(request)
         joins, asked = isinstance(request, JoinGroupRequest), self._asked
         if joins:
             topics = self._subscription.topics
@@ -201,6 +208,33 @@ class CooperativeCoordinator(GroupCoordinator):  # type: ignore[misc]  # aiokafk
         # What is held is not ours any more: `_on_join_prepare` says so.
         self._performed_join_prepare = False
         super().reset_generation()
+
+    async def close(self) -> None:
+        """Leave the group at once.
+
+        Neither the join of another member is waited for, which may take as long as a rebalance may, nor the
+        reader, which a crash may have ended.
+        """
+        if self._closing.done():
+            return
+        self._closing.set_result(None)
+        while not self._coordination_task.done():
+            # Again: while it waits for a task that it has cancelled itself, it takes this for its end.
+            self._coordination_task.cancel()
+            await asyncio.wait([self._coordination_task], timeout=_CANCEL_AGAIN_S)
+        await self._stop_heartbeat_task()
+        await self._stop_commit_offsets_refresh_task()
+        await self._maybe_leave_group()
+
+    async def _leave(self, request: LeaveGroupRequest) -> Any:
+        """Say so past a join that is under way: the broker answers the requests of a connection in turn."""
+        if self.coordinator_id is None:
+            raise KafkaError("no coordinator is known")
+        try:
+            async with asyncio.timeout(_LEAVE_S):
+                return await self._client.send(self.coordinator_id, request, group=ConnectionGroup.DEFAULT)
+        except TimeoutError as error:
+            raise KafkaError("no answer") from error
 
     async def rejoin(self, leaving: bool) -> None:
         """Join again with what there is to say now; `leaving` gives everything away."""
