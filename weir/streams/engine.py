@@ -75,13 +75,13 @@ class Engine:
     ) -> None:
         self._source, self._processor, self._on_fatal = source, processor, on_fatal
         self._delivery = delivery(self._failed, processor.release)
-        self._gatherer = Gatherer(group_rows_max, linger_s, lambda: self._pipeline.busy)
+        self._gatherer = Gatherer(group_rows_max, linger_s, lambda: self._pipeline.in_flight > 0)
         self._pipeline = Pipeline(
             processor,
             self._delivery,
             rows_in_flight_max=rows_in_flight_max,
             on_failure=self._failed,
-            on_moved=self._gatherer.nudge,
+            on_concluded=self._gatherer.nudge,
         )
         self._drain_deadline_s = drain_deadline_s
         self._phase = Phase.CLOSED

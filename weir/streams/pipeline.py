@@ -15,9 +15,6 @@ from typing import Any
 from weir.streams.batch import BatchGroup
 from weir.streams.ports import Delivery, Done, Place, Processor, Taken
 
-# As many as there are producers that take turns.
-_DELIVERED_AT_ONCE = 2
-
 
 class Pipeline:
     """Takes groups through a processor; `submit` returns once a group is read, its results follow.
@@ -25,7 +22,7 @@ class Pipeline:
     Args:
         rows_in_flight_max: rows between reading and delivery; `submit` waits beyond it.
         on_failure: called with the first error of a group; the groups after it are not delivered either.
-        on_moved: called when a group was handed to the delivery, or is concluded: `busy` may have changed.
+        on_concluded: called when a group is no longer in flight.
     """
 
     def __init__(
@@ -35,10 +32,10 @@ class Pipeline:
         *,
         rows_in_flight_max: int,
         on_failure: Callable[[BaseException], None],
-        on_moved: Callable[[], None] = lambda: None,
+        on_concluded: Callable[[], None] = lambda: None,
     ) -> None:
         self._processor, self._delivery, self._on_failure = processor, delivery, on_failure
-        self._on_moved = on_moved
+        self._on_concluded = on_concluded
         self._rows_free, self._rows_max = rows_in_flight_max, rows_in_flight_max
         self._some_free = asyncio.Event()
         self._moved = asyncio.Event()
@@ -46,8 +43,6 @@ class Pipeline:
         # Of each group in flight: its epoch, and the places whose offsets it moves or sends.
         self._tasks: dict[asyncio.Task[None], tuple[int, frozenset[Place]]] = {}
         self._epoch = 0
-        # Epochs read and not yet handed to the delivery.
-        self._unwritten: set[int] = set()
 
     async def submit(self, taken: Sequence[Taken], readable: Callable[[Taken], bool]) -> None:
         """Read the batches now, as one epoch of the state, and conclude them in the background.
@@ -72,7 +67,6 @@ class Pipeline:
         next_offsets = dict(self._processor.touched(read))
         next_offsets |= {(each.topic, each.partition): each.offset_last + 1 for each in group.batches}
         self._rows_free -= row_count
-        self._unwritten.add(epoch)
         before, turn = self._last_turn, asyncio.Event()
         self._last_turn = turn
         task = asyncio.create_task(self._conclude(epoch, taken, group, read, next_offsets, before, turn))
@@ -97,18 +91,15 @@ class Pipeline:
         delivered = self._delivery.enqueue(Done(epoch, taken, outputs, next_offsets))
         # Only now: a group that failed keeps those behind it from being delivered.
         turn.set()
-        self._unwritten.discard(epoch)
-        self._on_moved()
         await delivered
         self._processor.counted(group, counts, perf_counter() - begun_s)
 
     def _concluded(self, task: "asyncio.Task[None]", row_count: int) -> None:
         self._rows_free += row_count
         self._some_free.set()
-        epoch, _ = self._tasks.pop(task)
-        self._unwritten.discard(epoch)
+        del self._tasks[task]
         self._moved.set()
-        self._on_moved()
+        self._on_concluded()
         if not task.cancelled() and (error := task.exception()) is not None:
             self._on_failure(error)
 
@@ -116,11 +107,6 @@ class Pipeline:
     def in_flight(self) -> int:
         """Groups read and not yet delivered."""
         return len(self._tasks)
-
-    @property
-    def busy(self) -> bool:
-        """Whether one more group would wait: behind one being worked on, or behind those being delivered."""
-        return bool(self._unwritten) or len(self._tasks) > _DELIVERED_AT_ONCE
 
     @property
     def rows_in_flight(self) -> int:
