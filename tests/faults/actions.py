@@ -249,6 +249,18 @@ async def _broker_disk_full(run: Run, fault: Fault, draw: random.Random) -> None
         run.note(f"{broker.name} ended over its full disk")
 
 
+async def _broker_clock_jump(run: Run, fault: Fault, draw: random.Random) -> None:
+    """As a worker's: ahead, so that open transactions look old at once, or back; and right again."""
+    broker = run.cluster.broker(fault.target)
+    assert broker.clock_file is not None
+    # An hour back and no more: what is stamped further ahead of a broker's clock it does not take.
+    shift_s = (2 * fault.strength - 1) * 0.9 * _HOUR_S
+    run.note(f"the clock of {fault.target} is set by {shift_s:+.0f} s")
+    set_shift(broker.clock_file, shift_s)
+    await asyncio.sleep(fault.seconds)
+    set_shift(broker.clock_file, 0.0)
+
+
 async def _rolling_restart(run: Run, fault: Fault, draw: random.Random) -> None:
     for broker in run.cluster.brokers:
         with run.unwatched(broker.name):
@@ -369,5 +381,6 @@ ACTS: dict[Kind, Act] = {
     Kind.BROKER_UNCLEAN: _broker_unclean,
     Kind.BROKER_ISOLATED: _broker_isolated,
     Kind.BROKER_DISK_FULL: _broker_disk_full,
+    Kind.BROKER_CLOCK_JUMP: _broker_clock_jump,
     Kind.ROLLING_RESTART: _rolling_restart,
 }

@@ -19,7 +19,7 @@ class Scenario:
     seconds: float = 7.0
     short: bool = False
 
-    def schedule(self, seed: int | None, *, has_disks: bool) -> Schedule:
+    def schedule(self, seed: int | None, *, has_disks: bool, has_clocks: bool) -> Schedule:
         """Its schedule, by its own seed or by the one given."""
         return Schedule.from_seed(
             self.seed if seed is None else seed,
@@ -27,6 +27,7 @@ class Scenario:
             seconds=self.seconds,
             broker_count=self.broker_count,
             has_disks=has_disks,
+            has_clocks=has_clocks,
         )
 
 
@@ -80,5 +81,16 @@ SCENARIOS = (
         seed=197,
         faults=(Kind.BROKER_ISOLATED, Kind.BROKER_DISK_FULL),
         broker_count=3,
+    ),
+    Scenario(
+        "a_broker_whose_clock_is_set_and_a_killed_worker",
+        seed=1,
+        faults=(Kind.BROKER_CLOCK_JUMP, Kind.WORKER_KILLED),
+        broker_count=3,
+    ),
+    Scenario(
+        "the_only_broker_with_its_clock_set",
+        seed=18,
+        faults=(Kind.BROKER_CLOCK_JUMP, Kind.WORKERS_RESTARTED),
     ),
 )

@@ -30,6 +30,7 @@ class Kind(StrEnum):
     BROKER_UNCLEAN = "broker_unclean"
     BROKER_ISOLATED = "broker_isolated"
     BROKER_DISK_FULL = "broker_disk_full"
+    BROKER_CLOCK_JUMP = "broker_clock_jump"
     ROLLING_RESTART = "rolling_restart"
 
 
@@ -57,12 +58,14 @@ class Need:
     """What a fault is done to, for how long, and what must be there for it.
 
     seconds: the range of its length. brokers: how many there must be. disk: a file system that can be filled.
+    clock: a clock of its own.
     """
 
     part: Part
     seconds: tuple[float, float]
     brokers: int = 1
     disk: bool = False
+    clock: bool = False
 
 
 # A worker that is silent for longer than its session, 6 s in these runs, loses its partitions to another;
@@ -88,6 +91,7 @@ FAULTS: dict[Kind, Need] = {
     Kind.BROKER_UNCLEAN: Need(Part.BROKER, (0.2, 2.0)),
     Kind.BROKER_ISOLATED: Need(Part.BROKER, (5.0, 8.0), brokers=3),
     Kind.BROKER_DISK_FULL: Need(Part.BROKER, (3.0, 5.0), brokers=3, disk=True),
+    Kind.BROKER_CLOCK_JUMP: Need(Part.BROKER, (3.0, 6.0), clock=True),
     Kind.ROLLING_RESTART: Need(Part.BROKER, (0.2, 1.0), brokers=3),
 }
 
@@ -135,6 +139,7 @@ class Schedule:
         worker_count: int = 2,
         broker_count: int = 1,
         has_disks: bool = True,
+        has_clocks: bool = True,
     ) -> Self:
         """The schedule of this seed; the same arguments give the same schedule.
 
@@ -142,12 +147,15 @@ class Schedule:
             faults: each once; None lets the seed choose two to four of those that the cluster allows.
             seconds: for how long payments come in at least; they do until the last fault is over.
             has_disks: without disks that can be filled, the faults that need them are left out.
+            has_clocks: so are those that need a broker's clock that can be set.
         """
         random_source = random.Random(seed)
         possible = [
             kind
             for kind, need in FAULTS.items()
-            if need.brokers <= broker_count and (has_disks or not need.disk)
+            if need.brokers <= broker_count
+            and (has_disks or not need.disk)
+            and (has_clocks or not need.clock)
         ]
         chosen = faults
         if chosen is None:
@@ -176,6 +184,7 @@ class Schedule:
         missing = [
             f"  left out: {kind}, for it takes {FAULTS[kind].brokers} brokers"
             + (" and a file system of its own, which only root mounts" if FAULTS[kind].disk else "")
+            + (" and a C compiler" if FAULTS[kind].clock else "")
             for kind in self.left_out
         ]
         return "\n".join([head, *(f"  {fault}" for fault in self.faults), *missing])

@@ -84,10 +84,15 @@ def main() -> int:
             cluster = stack.enter_context(running_cluster(Path(folder), arguments.brokers))
             if not cluster.has_disks:
                 print("disks are not filled: only root mounts a file system of its own")
+            if not cluster.has_clocks:
+                print("brokers' clocks are not set: it takes a C compiler")
             whole = True
             while whole and number < len(seeds):
                 schedule = Schedule.from_seed(
-                    seeds[number], broker_count=arguments.brokers, has_disks=cluster.has_disks
+                    seeds[number],
+                    broker_count=arguments.brokers,
+                    has_disks=cluster.has_disks,
+                    has_clocks=cluster.has_clocks,
                 )
                 whole = _one(cluster, schedule, tally, arguments.guarantee)
                 number += 1

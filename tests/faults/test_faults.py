@@ -40,7 +40,7 @@ async def test_each_payment_is_decided_once_in_order_and_on_its_true_history_thr
 ) -> None:
     """Run the scenario's schedule on real servers, then hold every topic against what went in."""
     cluster = cluster_of(scenario.broker_count)
-    schedule = scenario.schedule(fault_seed, has_disks=cluster.has_disks)
+    schedule = scenario.schedule(fault_seed, has_disks=cluster.has_disks, has_clocks=cluster.has_clocks)
     outcome = await play(cluster, schedule)
     print(outcome)
     assert not outcome.findings, again(outcome, scenario.name)

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import re
 import subprocess
 import sys
 import threading
@@ -12,9 +13,16 @@ from pathlib import Path
 import pytest
 
 from infra.local import layout
+from infra.local.java import find_java
 from tests.support.disk import can_mount, small_disk
 from tests.support.proxy import ANY, CUT, HALF_OPEN, Link, Network
-from tests.support.shifted_clock import make_shift_file, set_shift
+from tests.support.shifted_clock import (
+    build_for_processes,
+    can_shift_processes,
+    environment,
+    make_shift_file,
+    set_shift,
+)
 
 DEADLINE_S = 10.0
 # Long enough for a byte on the loopback interface, which a link in order passes in a millisecond.
@@ -226,3 +234,26 @@ def test_a_shifted_clock_moves_the_time_of_day_and_no_duration(tmp_path: Path) -
     assert abs(right - shifted - 3600.0) < DEADLINE_S
     assert abs(shifted - shifted_ns) < 1.0
     assert 0 <= after_s - before_s < DEADLINE_S
+
+
+def test_a_brokers_clock_moves_too_and_none_of_its_durations(tmp_path: Path) -> None:
+    """Java's own log bears its clocks. Without a C compiler it says so: then no run sets a broker's."""
+    if not can_shift_processes():
+        with pytest.raises(OSError, match="cc"):
+            build_for_processes(tmp_path)
+        return
+    file = make_shift_file(tmp_path / "clock")
+    env = environment(build_for_processes(tmp_path), file)
+
+    def clocks() -> tuple[float, float]:
+        command = [find_java().program, "-Xlog:gc+init=info:stdout:timemillis,uptimemillis", "-version"]
+        said = subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=30).stdout
+        time_ms, uptime_ms = re.findall(r"\[(\d+)ms\]", said)[:2]
+        return int(time_ms) / 1000, int(uptime_ms) / 1000
+
+    right, _ = clocks()
+    set_shift(file, 1800.0)
+    shifted, since_start_s = clocks()
+    assert abs(right - time.time()) < DEADLINE_S
+    assert abs(shifted - right - 1800.0) < DEADLINE_S
+    assert 0 <= since_start_s < DEADLINE_S

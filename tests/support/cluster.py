@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from infra.local import layout
@@ -27,7 +28,13 @@ from tests.support.keys import KeysProcess
 from tests.support.proxy import Network
 from tests.support.risk import RiskUnderTest
 from tests.support.servers import READY_WITHIN_S, KafkaUnderTest, running_server
-from tests.support.shifted_clock import make_shift_file
+from tests.support.shifted_clock import (
+    build_for_processes,
+    can_shift_processes,
+    environment,
+    make_shift_file,
+    set_shift,
+)
 
 BANK = "bank"
 CLOCK = "tests.support.shifted_clock"
@@ -45,13 +52,23 @@ _PROPERTIES = {
 }
 
 
+class ClockedKafka(KafkaServer):
+    """A broker with a clock of its own; `clock` is what that takes in its environment."""
+
+    clock: Mapping[str, str] = MappingProxyType({})
+
+    def env(self) -> dict[str, str]:
+        return {**super().env(), **self.clock}
+
+
 @dataclass
 class Broker:
-    """One broker: its process, its proxies' names, and its disk where one can be mounted."""
+    """One broker: its process, its proxies' names, its disk and its clock where these can be had."""
 
     name: str
     server: KafkaServer
     disk: SmallDisk | None
+    clock_file: Path | None
 
     @property
     def peers(self) -> tuple[str, str]:
@@ -173,6 +190,7 @@ class Cluster:
         network: the links between workers, brokers and the bank; the proxies' names are the brokers' and,
             between brokers, `Broker.peers`.
         has_disks: whether disks can be filled here; only root can mount them.
+        has_clocks: whether brokers' clocks can be set; it takes a C compiler.
     """
 
     def __init__(
@@ -192,6 +210,10 @@ class Cluster:
     @property
     def has_disks(self) -> bool:
         return all(each.disk is not None for each in self.brokers)
+
+    @property
+    def has_clocks(self) -> bool:
+        return all(each.clock_file is not None for each in self.brokers)
 
     def broker(self, name: str) -> Broker:
         return next(each for each in self.brokers if each.name == name)
@@ -243,6 +265,8 @@ class Cluster:
         for broker in self.brokers:
             if broker.disk is not None:
                 broker.disk.free()
+            if broker.clock_file is not None:
+                set_shift(broker.clock_file, 0.0)
         for server in (*(each.server for each in self.brokers), self.triton):
             signal_server(server, signal.SIGCONT)
             if server.pid is None:
@@ -337,6 +361,7 @@ def running_cluster(folder: Path, node_count: int = 1) -> Iterator[Cluster]:
 def _brokers(folder: Path, count: int, network: Network, stack: ExitStack) -> list[Broker]:
     ports = quiet_ports(3 * count)
     disks = can_mount()
+    clock = build_for_processes(folder) if can_shift_processes() else None
     cluster_id = new_cluster_id()
     names = [f"broker-{number}" for number in range(1, count + 1)]
     controllers = dict(zip(names, ports[:count], strict=True))
@@ -350,7 +375,7 @@ def _brokers(folder: Path, count: int, network: Network, stack: ExitStack) -> li
         data_dir = folder / name
         disk = stack.enter_context(small_disk(data_dir, _BROKER_DISK_MB)) if disks else None
         client_port = ports[count + number - 1]
-        server = KafkaServer(
+        server = ClockedKafka(
             data_dir,
             folder / f"{name}.log",
             port=client_port,
@@ -363,5 +388,8 @@ def _brokers(folder: Path, count: int, network: Network, stack: ExitStack) -> li
         server.internal_port = server.peer_advertised_port = ports[2 * count + number - 1]
         if count > 1:
             server.peer_advertised_port = network.proxy(f"{name}/peers", server.internal_port)
-        brokers.append(Broker(name, server, disk))
+        clock_file = make_shift_file(folder / f"{name}.clock") if clock else None
+        if clock and clock_file:
+            server.clock = environment(clock, clock_file)
+        brokers.append(Broker(name, server, disk, clock_file))
     return brokers

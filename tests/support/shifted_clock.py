@@ -3,11 +3,15 @@
 FILE holds 8 bytes, a little-endian count of nanoseconds that may change at any time. What asks Python's
 `time` module for the time of day sees the shifted one; durations (`monotonic`, `perf_counter`) go on
 undisturbed, as they do when a machine's clock is set.
+
+A process that is not Python (a broker) has its clock moved by `process_clock.c`, where there is a C compiler.
 """
 
 import mmap
 import runpy
+import shutil
 import struct
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,6 +19,7 @@ from pathlib import Path
 from tests.support import stacks
 
 _FORMAT = struct.Struct("<q")
+_SOURCE = Path(__file__).with_name("process_clock.c")
 
 
 def set_shift(file: Path, seconds: float) -> None:
@@ -27,6 +32,31 @@ def make_shift_file(file: Path) -> Path:
     """A file by which the clock is right."""
     file.write_bytes(_FORMAT.pack(0))
     return file
+
+
+def can_shift_processes() -> bool:
+    """Whether `build_for_processes` can do its work: a C compiler, on Linux."""
+    return sys.platform == "linux" and shutil.which("cc") is not None
+
+
+def build_for_processes(folder: Path) -> Path:
+    """Compile `process_clock.c` into the folder; the library.
+
+    Raises:
+        CalledProcessError, OSError: there is no compiler here (`can_shift_processes`), or it fails.
+    """
+    library = folder / "process_clock.so"
+    subprocess.run(
+        ["cc", "-shared", "-fPIC", "-O2", "-Wall", "-Werror", "-o", str(library), str(_SOURCE)],
+        check=True,
+        capture_output=True,
+    )
+    return library
+
+
+def environment(library: Path, file: Path) -> dict[str, str]:
+    """What a process needs in its environment so that its clock is off as `file` says."""
+    return {"LD_PRELOAD": str(library), "WEIR_CLOCK_SHIFT": str(file)}
 
 
 def install(file: Path) -> None:
