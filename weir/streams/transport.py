@@ -179,6 +179,16 @@ class BatchConsumer(driver.Consumer):
         offsets = self._batches.get(message.tp)
         return offsets is not None and offsets.knows(id(message))
 
+    async def commit(self, topics: Any = None, start_new_transaction: bool = True) -> bool:
+        """Commit what is finished by now.
+
+        Faust is content with a commit that is under way; what was finished since that began would be left to
+        the partition's next owner to repeat.
+        """
+        while await self.maybe_wait_for_commit_to_finish():
+            continue
+        return bool(await super().commit(topics, start_new_transaction))
+
     def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterator[TP]:
         yield from super()._filter_tps_with_pending_acks(topics)
         for tp in list(self._batches):
