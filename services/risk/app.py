@@ -1,8 +1,11 @@
 """The risk service as a Faust application: payments in, decisions out. Alone knows Faust."""
 
 import gc
+from collections.abc import Collection
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, cast
+
+from faust.types import TP
 
 from services.risk.settings import RiskSettings
 from services.risk.wiring import Connections, Identity, Worker, every, open_worker
@@ -13,6 +16,7 @@ from weir.obs.metrics import Metrics
 from weir.streams.assignor import Warmth
 from weir.streams.engine import Engine, Phase
 from weir.streams.engine_app import EngineApp
+from weir.streams.ports import Place
 
 log = get_logger("weir.risk.app")
 
@@ -44,6 +48,8 @@ class RiskApp(EngineApp):
             drain_deadline_s=settings.drain_deadline_s,
             commit_interval_s=settings.commit_interval_s,
             session_timeout_s=settings.session_timeout_s,
+            standby_replicas=settings.standby_replicas,
+            standby_lag_max=settings.standby_lag_max,
             broker_client_id=self.identity.name,
             datadir=str(settings.data_dir),
             web_enabled=settings.web_port is not None,
@@ -64,6 +70,8 @@ class RiskApp(EngineApp):
             self.beside(follower.follow())
         self.beside(every(_POLICY_CHECK_S, worker.policy.reload_if_changed))
         self.beside(worker.keep_snapshots())
+        if worker.standbys is not None:
+            self.beside(worker.standbys.run())
         # What was loaded so far stays: the collector need not walk it again in the middle of a batch.
         gc.collect()
         gc.freeze()
@@ -71,6 +79,15 @@ class RiskApp(EngineApp):
         gc.set_threshold(*_GC_THRESHOLDS)
         log.info("risk_worker_opened", group=settings.group, model=worker.model.model)
         return worker.engine
+
+    async def assigned(self, new: set[TP], kept: set[TP]) -> None:
+        """Bring what is new here, and keep warm what the group says."""
+        await super().assigned(new, kept)
+        if self._opened is not None and self._opened.standbys is not None:
+            told = cast(Any, self.consumer).told
+            self._opened.standbys.tell(
+                _numbers(told.standby), _numbers(told.active), settled=not told.unsettled
+            )
 
     async def close_parts(self) -> None:
         """Disconnect."""
@@ -98,6 +115,7 @@ class RiskApp(EngineApp):
             "state": "restoring" if restoring else _STATES[engine.phase] if joined else "joining",
             "partitions": sorted(partition for _, partition in engine.ready),
             "restoring": restoring,
+            "standby": sorted(worker.standbys.positions) if worker.standbys is not None else [],
             "guarantee": self.settings.processing_guarantee,
             "model_ready": await worker.model.ready(),
             "policy": worker.policy.policy.version,
@@ -106,6 +124,10 @@ class RiskApp(EngineApp):
             "groups_in_flight": engine.in_flight,
             "rows_in_flight": engine.rows_in_flight,
         }
+
+
+def _numbers(places: Collection[Place]) -> list[int]:
+    return [partition for _, partition in places]
 
 
 def create_app() -> RiskApp:

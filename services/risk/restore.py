@@ -1,6 +1,7 @@
-"""Bringing a partition's accounts to a worker: its own snapshot, then the changelog, else the input itself.
+"""Bringing a partition's accounts to a worker: a standby's, else its own snapshot, then the changelog, else
+the input itself.
 
-    snapshot (minutes old) ──▶ changelog's tail ──▶ mark == what the group has committed ──▶ here
+    standby, or snapshot (minutes old) ──▶ changelog's tail ──▶ mark == what the group has committed ──▶ here
                                                     │ not so, or nothing is there
                                                     ▼
                                     the input's last days, read again ──▶ here
@@ -11,16 +12,18 @@ says, unless somebody has moved the group's offsets by hand or the changelog is 
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from services.risk.changelog import mark_in, take_in
 from services.risk.reading import PaymentReading
 from services.risk.snapshots import Snapshots
-from services.risk.state import MARK_KEY, RiskState
+from services.risk.standby import Warm
+from services.risk.state import RiskState
 from weir.config import KafkaSettings, TopicSettings
 from weir.errors import IntegrityError, MissingPart
 from weir.features.accounts import Accounts
@@ -59,6 +62,7 @@ class Restoring:
 
     Args:
         snapshots: this worker's own.
+        standby: takes over what is warm of a partition, if anything is.
         exact: whether the mark and the group's offset have to agree.
         restore_days: how much of the input fills the windows when there is nothing better.
     """
@@ -71,6 +75,7 @@ class Restoring:
         reading: PaymentReading,
         *,
         snapshots: Snapshots,
+        standby: Callable[[int], Awaitable[Warm | None]],
         exact: bool,
         restore_days: int,
         client_id: str,
@@ -78,15 +83,20 @@ class Restoring:
         now_ms: Callable[[], int],
     ) -> None:
         self._kafka, self._topics, self._state, self._reading = kafka, topics, state, reading
-        self._snapshots = snapshots
+        self._snapshots, self._standby = snapshots, standby
         self._exact, self._restore_days = exact, restore_days
         self._client_id, self._metrics, self._now_ms = client_id, metrics, now_ms
 
     async def __call__(self, partition: int, committed: int | None) -> Restored:
         """The partition as of the group's committed offset."""
         begun_s = time.monotonic()
-        accounts, mark, row_count = await self._from_whole_changelog(partition)
-        source: RestoreSource = "changelog"
+        source: RestoreSource = "standby"
+        warm = await self._standby(partition)
+        if warm is not None and self._fits(warm.mark, committed):
+            accounts, mark, row_count = warm.accounts, warm.mark, warm.row_count
+        else:
+            accounts, mark, row_count = await self._from_whole_changelog(partition)
+            source = "changelog"
         if not self._fits(mark, committed):
             accounts, row_count = await self._from_input(partition, committed)
             mark, source = None, "input"
@@ -150,12 +160,12 @@ class Restoring:
         self, partition: int, end: int, newest: Mark | None
     ) -> tuple[Accounts, Mark | None, int]:
         """Snapshot and changelog together; with `newest` rows that have expired by then need no room."""
-        accounts, mark, start = await asyncio.to_thread(self._from_snapshot, partition)
+        accounts, mark, start = await asyncio.to_thread(self.from_snapshot, partition)
         row_count = accounts.row_count
         ahead = np.array([0] if newest is None else newest.clock, np.int64)
         np.maximum(accounts.clock, ahead, out=accounts.clock)
         async for batch in self._changelog(partition, start, end):
-            if (found := self._apply(batch, accounts)) is not None:
+            if (found := take_in(accounts, batch.keys, batch.values, _where(batch))) is not None:
                 mark = found
                 accounts.clock[:] = np.maximum(mark.clock, ahead)
             row_count += len(batch)
@@ -164,14 +174,14 @@ class Restoring:
     async def _newest_mark(self, partition: int, end: int) -> Mark | None:
         mark = None
         async for batch in self._changelog(partition, 0, end):
-            mark = _mark_in(batch) or mark
+            mark = mark_in(batch.keys, batch.values, _where(batch)) or mark
         return mark
 
     def _changelog(self, partition: int, start: int, end: int) -> AsyncIterator[RecordBatch]:
         topic, starts, ends = self._topics.risk_accounts, {partition: start}, {partition: end}
         return read_range(self._kafka, topic, starts, ends, f"{self._client_id}-restore")
 
-    def _from_snapshot(self, partition: int) -> tuple[Accounts, Mark | None, int]:
+    def from_snapshot(self, partition: int) -> tuple[Accounts, Mark | None, int]:
         """The newest snapshot of this worker, its mark, and where the changelog goes on."""
         path = self._snapshots.accounts_path(partition)
         try:
@@ -184,14 +194,6 @@ class Restoring:
             self._metrics.damaged("snapshot")
             log.error("snapshot_damaged", error=str(error))
         return self._state.new_accounts(), None, 0
-
-    def _apply(self, batch: RecordBatch, accounts: Accounts) -> Mark | None:
-        keys, values, mark = batch.keys, batch.values, _mark_in(batch)
-        if mark is not None:
-            kept = [row for row, key in enumerate(keys) if key != MARK_KEY]
-            keys, values = [keys[row] for row in kept], [values[row] for row in kept]
-        accounts.restore_rows(keys, values)
-        return mark
 
     # -- the input -----------------------------------------------------------------------------------------
 
@@ -262,10 +264,5 @@ class ReadTimes:
                     self._damaged(error)
 
 
-def _mark_in(batch: RecordBatch) -> Mark | None:
-    """The last mark among the records of a changelog."""
-    marks = [row for row, key in enumerate(batch.keys) if key == MARK_KEY]
-    if not marks:
-        return None
-    where = f"{batch.topic} {batch.partition} at {batch.offsets[marks[-1]]}"
-    return journal.decode(batch.values[marks[-1]], Mark, where)
+def _where(batch: RecordBatch) -> str:
+    return f"{batch.topic} {batch.partition} from {batch.offset_first}"

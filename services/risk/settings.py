@@ -60,6 +60,12 @@ class RiskSettings(WeirSettings):
     restore_days: int = Field(
         31, ge=0, le=400, description="of the input, read when there is neither snapshot nor changelog"
     )
+    standby_replicas: int = Field(
+        0, ge=0, le=8, description="other workers that keep a partition's accounts warm; the same in all"
+    )
+    standby_lag_max: int = Field(
+        10_000, ge=0, description="records behind which no partition moves to a standby yet"
+    )
     snapshot_interval_s: float = Field(60.0, ge=1, le=86_400, description="between snapshots of the state")
     drain_deadline_s: float = Field(10.0, gt=0, le=300, description="for a rebalance or a stop")
     session_timeout_s: float = Field(

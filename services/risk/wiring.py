@@ -22,6 +22,7 @@ from services.risk.restore import Restoring
 from services.risk.scoring import OUTPUTS, ROW_MULTIPLE, ModelScoring, ServedModel, rows_max_of
 from services.risk.settings import RiskSettings
 from services.risk.snapshots import Snapshots
+from services.risk.standby import Standbys, Warm
 from services.risk.state import RiskState, StateTopics
 from services.risk.validate import Rates
 from services.risk.warm import warm
@@ -132,11 +133,17 @@ class Worker:
     snapshots: Snapshots
     snapshot_interval_s: float
     input_topic: str
+    # None where no partition is kept warm for another.
+    standbys: Standbys | None
 
     def warmth(self) -> Warmth:
-        """What state is at hand: in memory, or in a snapshot."""
-        warm = self.snapshots.positions() | dict(self.state.positions.inputs)
-        return Warmth(warm={(self.input_topic, partition): offset for partition, offset in warm.items()})
+        """What state is at hand: in memory, as standby, or in a snapshot."""
+        standby = self.standbys.positions if self.standbys is not None else {}
+        warm = self.snapshots.positions() | standby | dict(self.state.positions.inputs)
+        return Warmth(
+            warm={(self.input_topic, partition): offset for partition, offset in warm.items()},
+            follows=self.standbys is not None,
+        )
 
     async def keep_snapshots(self) -> None:
         """Write one after each interval, until cancelled."""
@@ -265,18 +272,35 @@ async def open_worker(
         labels.rewind(state.positions.labels)
         journal.rewind(state.positions.journal)
         offsets = GroupOffsets(to.kafka, settings.group, identity.name)
+        standbys: Standbys | None = None
+
+        async def standby(partition: int) -> Warm | None:
+            return None if standbys is None else await standbys.take(partition)
+
         restoring = Restoring(
             to.kafka,
             topics,
             state,
             reading,
             snapshots=snapshots,
+            standby=standby,
             exact=settings.processing_guarantee == EXACTLY_ONCE,
             restore_days=settings.restore_days,
             client_id=client_id,
             metrics=stream_metrics,
             now_ms=now_ms,
         )
+        if settings.standby_replicas:
+            standbys = Standbys(
+                to.kafka,
+                topics.risk_accounts,
+                f"{client_id}-standby",
+                begin=restoring.from_snapshot,
+                lag_max=settings.standby_lag_max,
+                metrics=stream_metrics,
+                on_failure=on_fatal,
+                on_near=source.rejoin,
+            )
         processor = RiskProcessor(
             state,
             reading,
@@ -314,6 +338,7 @@ async def open_worker(
             snapshots,
             settings.snapshot_interval_s,
             topics.transactions,
+            standbys,
         )
 
 

@@ -185,7 +185,9 @@ async def play(
         guarantee: [risk] processing_guarantee. overrides: of other fields of [risk].
         module: what each worker runs, with its arguments.
     """
-    settings = {**SETTINGS, "processing_guarantee": guarantee, **overrides}
+    # Every other seed has standbys, near enough to matter in a run of seconds.
+    standbys = {"standby_replicas": schedule.seed % 2, "standby_lag_max": 200}
+    settings = {**SETTINGS, **standbys, "processing_guarantee": guarantee, **overrides}
     # The last is a spare, for the fault in which one joins.
     count = schedule.worker_count + 1
     try:

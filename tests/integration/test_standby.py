@@ -1,4 +1,4 @@
-"""Following a changelog that another writes, taking a partition over, restoring one, with a real broker."""
+"""Following a changelog that another writes, taking a partition over, with a real broker."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -9,7 +9,7 @@ from aiokafka import AIOKafkaProducer
 from tests.support.servers import KafkaUnderTest
 from weir.client.connection import TopicMissing
 from weir.config import KafkaSettings
-from weir.streams.standby import ChangelogTooShort, StandbyFollower, restore
+from weir.streams.standby import ChangelogTooShort, StandbyFollower
 
 COMPACTED = {"cleanup.policy": "compact"}
 DEADLINE_S = 30.0
@@ -152,28 +152,33 @@ async def test_what_is_followed_goes_on_when_another_partition_comes_or_goes(fol
     assert standby.lag(0) is None
 
 
-async def test_a_restore_reads_from_its_snapshot_to_the_end(settings, changelog, write):
-    await write(2, rows(0, 3000))
-    tables = Tables()
-    caught = await restore(settings, changelog, 2, 0, tables.apply, "test")
-    assert (caught.rows, len(tables.rows[2])) == (3000, 3000)
-    await write(2, rows(0, 10, b"w"))
-    again = await restore(settings, changelog, 2, caught.next_offset, tables.apply, "test")
-    assert (again.rows, again.next_offset) == (10, caught.next_offset + 11)
-    nothing = await restore(settings, changelog, 0, 0, tables.apply, "test")
-    assert (nothing.rows, nothing.next_offset) == (0, 0)
-
-
-async def test_a_snapshot_of_another_log_is_refused(settings, changelog, write, follower):
+async def test_a_promotion_that_nobody_waits_for_any_more_ends_nothing(follower, write, owner, changelog):
+    """Its partition was lost while it was read to the end; the others are followed on."""
+    standby, tables = follower
     await write(0, rows(0, 10))
-    with pytest.raises(ChangelogTooShort, match="made anew"):
-        await restore(settings, changelog, 0, 5000, Tables().apply, "test")
+    standby.follow({0: 0, 1: 0})
+    await tables.until(lambda: tables.applied == 10)
+    await owner.begin_transaction()
+    await owner.send_and_wait(changelog, b"last", b"0", partition=0)
+    promotion = asyncio.create_task(standby.promote(0))
+    done, _ = await asyncio.wait([promotion], timeout=1.0)
+    assert not done
+    promotion.cancel()
+    await asyncio.wait([promotion])
+    await owner.commit_transaction()
+    await write(1, rows(0, 5))
+    await tables.until(lambda: len(tables.rows.get(1, {})) == 5 and tables.rows[0][b"0"] == b"last")
+    assert standby.positions.keys() == {0, 1}
+
+
+async def test_a_snapshot_of_another_log_is_refused(write, follower):
+    await write(0, rows(0, 10))
     standby, _ = follower
     standby.follow({0: 5000})
-    with pytest.raises(ChangelogTooShort):
+    with pytest.raises(ChangelogTooShort, match="made anew"):
         await standby.promote(0)
 
 
 async def test_a_changelog_that_is_not_there_is_one_line(settings):
     with pytest.raises(TopicMissing, match="no-such-changelog"):
-        await restore(settings, "no-such-changelog", 0, 0, Tables().apply, "test")
+        await StandbyFollower(settings, "no-such-changelog", Tables().apply, "test", pytest.fail).start()

@@ -1,13 +1,14 @@
 """Metrics of what a stream processor does beside deciding: transactions, state, snapshots, restores."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Literal
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 from weir.obs.metrics import DURATION_BUCKETS_S
 
-RestoreSource = Literal["changelog", "input"]
+RestoreSource = Literal["standby", "changelog", "input"]
 Damaged = Literal["snapshot", "changelog", "journal"]
 Entity = Literal["account", "terminal"]
 
@@ -50,7 +51,7 @@ class StreamMetrics:
         ).labels(service)
         self._restored_rows = Counter(
             "weir_state_restored_rows_total",
-            "Rows of state brought here, by where they came from: changelog, input.",
+            "Rows of state brought here, by where they came from: standby, changelog, input.",
             ["service", "source"],
             registry=registry,
         )
@@ -60,6 +61,12 @@ class StreamMetrics:
             buckets=_LONG_BUCKETS_S,
             **label,  # type: ignore[arg-type]
         ).labels(service)
+        self._standby_lag = Gauge(
+            "weir_state_standby_lag_records",
+            "Records of a partition's changelog that this worker's standby has not taken in yet.",
+            ["service", "partition"],
+            registry=registry,
+        )
         self._snapshots = Counter(
             "weir_state_snapshots_total",
             "Snapshots: written, or failed (the one before is kept).",
@@ -103,6 +110,15 @@ class StreamMetrics:
         """A partition's state is here."""
         self._restored_rows.labels(self._service, source).inc(row_count)
         self._restore_duration.observe(duration_s)
+
+    def standby_lag(self, partition: int, record_count: int) -> None:
+        """How far a standby is behind what has committed."""
+        self._standby_lag.labels(self._service, str(partition)).set(record_count)
+
+    def standby_gone(self, partition: int) -> None:
+        """This worker keeps the partition warm no longer."""
+        with suppress(KeyError):
+            self._standby_lag.remove(self._service, str(partition))
 
     def snapshot_written(self, at_s: float) -> None:
         """All files of a snapshot are there."""

@@ -60,7 +60,12 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):
         options: dict[str, Any] = {"partition_assignment_strategy": others[:1]}
         kind = aiokafka.AIOKafkaConsumer
         if self.cooperative:
-            warm = WarmAssignor(self._warmth, self._told, standby_replicas=app.standby_replicas)
+            warm = WarmAssignor(
+                self._warmth,
+                self._told,
+                standby_replicas=app.standby_replicas,
+                lag_max=app.standby_lag_max,
+            )
             options = {"partition_assignment_strategy": [warm, *others], "reader": self}
             kind = CooperativeConsumer
         return kind(

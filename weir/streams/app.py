@@ -56,6 +56,7 @@ class BatchApp(faust.App):
         commit_interval_s: between commits of finished batches' offsets.
         session_timeout_s: how long the broker waits for a silent worker before it gives its partitions away.
         standby_replicas: other members that keep a partition's state warm.
+        standby_lag_max: records that a standby may be behind when a partition moves to it from a live member.
         commits_offsets: whether the consumer commits what is finished; False leaves it to transactions.
     """
 
@@ -70,6 +71,7 @@ class BatchApp(faust.App):
         commit_interval_s: float = 1.0,
         session_timeout_s: float = 15.0,
         standby_replicas: int = 0,
+        standby_lag_max: int = 10_000,
         commits_offsets: bool = True,
         **options: Any,
     ) -> None:
@@ -77,7 +79,8 @@ class BatchApp(faust.App):
         self.batch_topics: set[str] = set()
         # A bank's producer may be transactional; what it aborted must not be decided on.
         self.isolation_level = "read_committed"
-        self.drain_deadline_s, self.standby_replicas = drain_deadline_s, standby_replicas
+        self.drain_deadline_s = drain_deadline_s
+        self.standby_replicas, self.standby_lag_max = standby_replicas, standby_lag_max
         self.commits_offsets = commits_offsets
         self._crashing: asyncio.Future[None] | None = None
         self.fatal: BaseException | None = None

@@ -32,6 +32,10 @@ class BatchSource:
         found: GroupMember | None = await self._consumer.next_group_member(refused, deadline_s)
         return found
 
+    async def rejoin(self) -> None:
+        """Ask the group for another round: what this worker has at hand has changed."""
+        await self._consumer.rejoin()
+
     async def rewind(self, place: Place, offset: int) -> None:
         """Hand out from `offset` on; a partition that is new is begun there."""
         tp = TP(*place)

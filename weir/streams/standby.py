@@ -50,7 +50,7 @@ class Caught:
     """How far a partition was read, and what that took.
 
     next_offset: of the changelog, the first that was not read.
-    rows: handed to `apply` since the promotion (or the restore) was asked for.
+    rows: handed to `apply` since the promotion was asked for.
     """
 
     next_offset: int
@@ -180,7 +180,13 @@ class StandbyFollower:
         self._promotions[partition] = promotion
         self._note(partition, self._positions[partition], 0)
         self._changed.set()
-        return await promotion.done
+        try:
+            return await promotion.done
+        finally:
+            # Of a caller that was cancelled, too: nobody waits for it any more.
+            if self._promotions.get(partition) is promotion:
+                del self._promotions[partition]
+                self._changed.set()
 
     def _note(self, partition: int, position: int, rows: int) -> None:
         if partition not in self._positions:
@@ -243,34 +249,3 @@ async def _read(
         note(tp.partition, await consumer.position(tp), len(fetched.get(tp, ())))
     # A long tail must not hold the loop.
     await asyncio.sleep(0)
-
-
-async def restore(
-    settings: KafkaSettings, topic: str, partition: int, from_offset: int, apply: Apply, client_id: str
-) -> Caught:
-    """Read a partition from `from_offset` up to the log's end of now, without a standby.
-
-    Raises:
-        ChangelogTooShort: the snapshot that `from_offset` is of belongs to another log.
-        TopicMissing, AccessDenied: trying again does not help.
-        NeighbourUnavailable: what was applied stays; go on from where the last call was.
-    """
-    consumer, tp = await _open(settings, topic, client_id), TopicPartition(topic, partition)
-    position, rows = from_offset, 0
-
-    def note(_: int, at: int, count: int) -> None:
-        nonlocal position, rows
-        position, rows = at, rows + count
-
-    try:
-        with one_line(settings, topic):
-            consumer.assign([tp])
-            end = await _end(consumer, tp)
-            if end < from_offset:
-                raise ChangelogTooShort(topic, partition, from_offset, end)
-            consumer.seek(tp, from_offset)
-            while position < end:
-                await _read(consumer, apply, [tp], note)
-    finally:
-        await stop(consumer)
-    return Caught(position, rows)

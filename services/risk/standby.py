@@ -1,0 +1,186 @@
+"""Accounts of partitions that others decide on, kept up by their changelog, so that taking one over is short.
+
+    told ──snapshot, then changelog──▶ warm ──the partition becomes ours──▶ read to the end: restored
+                                        │ a damaged row, no room, another log
+                                        ▼
+                             dropped: it is restored as if there had been no standby
+
+Only what has committed enters. A partition on its way here is neither a standby nor ours for one round of the
+group: what is warm stays until a settled round does not name it.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from services.risk.changelog import take_in
+from weir.config import KafkaSettings
+from weir.errors import IntegrityError, WeirError
+from weir.features.accounts import Accounts
+from weir.obs.log import get_logger
+from weir.obs.stream_metrics import StreamMetrics
+from weir.state.table import StateFull
+from weir.streams.journal import Mark
+from weir.streams.standby import StandbyFollower
+
+log = get_logger("weir.risk.standby")
+
+_CHECK_S = 1.0
+
+Begin = Callable[[int], tuple[Accounts, Mark | None, int]]
+
+
+@dataclass(slots=True)
+class Warm:
+    """A partition's accounts; mark: what they stand for; row_count: read when it was taken over."""
+
+    accounts: Accounts
+    mark: Mark | None
+    row_count: int = 0
+
+
+class Standbys:
+    """Keeps the partitions warm that the group has told this worker to; `run` it beside the engine.
+
+    Args:
+        begin: accounts, mark and changelog offset to begin from: a snapshot's, or of nothing; in a thread.
+        lag_max: records of the changelog behind which a standby is near.
+        metrics: told how far behind each standby is.
+        on_failure: called with an error that ends the following.
+        on_near: called once those that are told are near: the group may move what waits for it.
+    """
+
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        topic: str,
+        client_id: str,
+        *,
+        begin: Begin,
+        lag_max: int,
+        metrics: StreamMetrics,
+        on_failure: Callable[[BaseException], None],
+        on_near: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._topic, self._begin, self._lag_max = topic, begin, lag_max
+        self._metrics, self._on_near = metrics, on_near
+        self._follower = StandbyFollower(kafka, topic, self._apply, client_id, on_failure)
+        self._warm: dict[int, Warm] = {}
+        self._wanted: frozenset[int] = frozenset()
+        self._said: set[int] = set()
+        self._changed = asyncio.Event()
+
+    def tell(self, standby: Collection[int], active: Collection[int], *, settled: bool) -> None:
+        """What the group says: keep `standby` warm, and what is here of `active` until it is taken."""
+        here = self._warm.keys()
+        stays = here & set(active) if settled else here
+        self._wanted = frozenset(standby) | stays
+        for partition in here - self._wanted:
+            self._drop(partition)
+        self._changed.set()
+
+    @property
+    def positions(self) -> dict[int, int]:
+        """Of each warm partition the input's offset that it stands for; any thread may ask."""
+        return {
+            partition: warm.mark.next_offset
+            for partition, warm in list(self._warm.items())
+            if warm.mark is not None
+        }
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        try:
+            await self._connect()
+            while True:
+                await self._follow()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_CHECK_S):
+                        await self._changed.wait()
+                await self._look()
+        finally:
+            await self._follower.stop()
+
+    async def take(self, partition: int) -> Warm | None:
+        """The partition's accounts as its changelog's end has them; None when they are not at hand.
+
+        Raises:
+            NeighbourUnavailable: ask again; what is warm stays.
+        """
+        if (warm := self._warm.get(partition)) is None or partition not in self._follower.positions:
+            return None
+        try:
+            caught = await self._follower.promote(partition)
+        except IntegrityError as error:
+            log.error("standby_refused", partition=partition, error=str(error))
+            self._drop(partition)
+            return None
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if caller is not None and caller.cancelling():
+                raise
+            # It was dropped while it was read to the end.
+            return None
+        if self._warm.get(partition) is not warm:
+            return None
+        del self._warm[partition]
+        self._wanted -= {partition}
+        self._metrics.standby_gone(partition)
+        warm.row_count = caught.rows
+        return warm
+
+    # -- steps of `run` ------------------------------------------------------------------------------------
+
+    async def _connect(self) -> None:
+        while True:
+            try:
+                return await self._follower.start()
+            except WeirError as error:
+                if not error.retriable:
+                    raise
+                log.warning("standbys_put_off", error=str(error))
+            await asyncio.sleep(_CHECK_S)
+
+    async def _follow(self) -> None:
+        self._changed.clear()
+        for partition in sorted(self._wanted - self._warm.keys()):
+            accounts, mark, start = await asyncio.to_thread(self._begin, partition)
+            # The group may have said something else meanwhile.
+            if partition in self._wanted:
+                self._warm[partition] = Warm(accounts, mark)
+                self._follower.follow({**self._follower.positions, partition: start})
+                log.info("standby_begun", partition=partition, accounts=accounts.row_count, offset=start)
+
+    async def _look(self) -> None:
+        lags = {partition: self._follower.lag(partition) for partition in self._warm}
+        for partition, lag in lags.items():
+            if lag is not None:
+                self._metrics.standby_lag(partition, lag)
+        near = {partition for partition, lag in lags.items() if lag is not None and lag <= self._lag_max}
+        self._said &= self._warm.keys()
+        if near - self._said and near == self._warm.keys() == self._wanted:
+            self._said = near
+            await self._on_near()
+
+    def _apply(self, partition: int, keys: Sequence[bytes | None], values: Sequence[bytes | None]) -> None:
+        if (warm := self._warm.get(partition)) is None:
+            return
+        try:
+            mark = take_in(warm.accounts, keys, values, f"{self._topic} {partition}")
+        except (IntegrityError, StateFull) as error:
+            log.error("standby_dropped", partition=partition, error=str(error))
+            # Not begun again before the group says so: it would meet the same row.
+            self._wanted -= {partition}
+            self._drop(partition)
+            return
+        if mark is not None:
+            warm.mark = mark
+            warm.accounts.clock[:] = mark.clock
+
+    def _drop(self, partition: int) -> None:
+        self._warm.pop(partition, None)
+        self._metrics.standby_gone(partition)
+        rest = dict(self._follower.positions)
+        if rest.pop(partition, None) is not None:
+            self._follower.follow(rest)

@@ -1,0 +1,183 @@
+"""What a worker keeps warm for others: whole, or not used at all."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from services.risk import standby as standby_module
+from services.risk.standby import Standbys
+from services.risk.state import MARK_KEY, RiskState, StateTopics
+from tests.unit.test_risk_restore import START_MS, payments, rows_of
+from weir.config import KafkaSettings
+from weir.obs.stream_metrics import StreamMetrics
+from weir.streams.standby import Caught, ChangelogTooShort
+
+TOPICS = StateTopics("accounts", "journal")
+
+
+class Follower:
+    """Instead of a broker: the test hands rows over and says how far behind the follower is."""
+
+    def __init__(self, settings, topic, apply, client_id, on_failure) -> None:
+        self.apply, self.positions, self.lags = apply, dict[int, int](), dict[int, int]()
+        self.end: Caught | Exception = Caught(7, 3)
+        self.gate: asyncio.Future[None] | None = None
+
+    async def start(self) -> None:
+        pass
+
+    async def stop(self) -> None:
+        pass
+
+    def follow(self, starts) -> None:
+        self.positions = dict(starts)
+        if self.gate is not None and not self.gate.done():
+            self.gate.cancel()
+
+    def lag(self, partition):
+        return self.lags.get(partition) if partition in self.positions else None
+
+    async def promote(self, partition):
+        if self.gate is not None:
+            await self.gate
+        if isinstance(self.end, Exception):
+            raise self.end
+        del self.positions[partition]
+        return self.end
+
+
+@pytest.fixture
+async def kept(monkeypatch):
+    """Standbys that run, their follower, their metrics, and how often the group was asked for a round."""
+    monkeypatch.setattr(standby_module, "StandbyFollower", Follower)
+    monkeypatch.setattr(standby_module, "_CHECK_S", 0.01)
+    registry, asked = CollectorRegistry(), list[int]()
+
+    async def near() -> None:
+        asked.append(1)
+
+    standbys = Standbys(
+        KafkaSettings(),
+        "accounts",
+        "me",
+        begin=lambda partition: (new_state().new_accounts(), None, 40 + partition),
+        lag_max=10,
+        metrics=StreamMetrics("risk", registry),
+        on_failure=lambda error: pytest.fail(str(error)),
+        on_near=near,
+    )
+    running = asyncio.create_task(standbys.run())
+    yield SimpleNamespace(standbys=standbys, follower=standbys._follower, asked=asked, registry=registry)
+    running.cancel()
+    await asyncio.wait([running])
+
+
+def new_state() -> RiskState:
+    state = RiskState(TOPICS, accounts_max=1000, terminals_max=1000, owner="other")
+    state.attach(0, state.new_accounts(), 0, {})
+    return state
+
+
+def written(count: int) -> tuple[RiskState, list[bytes | None], list[bytes | None]]:
+    """A worker's state after so many payments of as many accounts, and what its changelog says."""
+    state = new_state()
+    state.begin(1)
+    batch = payments([(who, 1, 10_000, START_MS, 0) for who in range(1, count + 1)])
+    state.observe(0, batch, 0, count)
+    (output,) = state.changelog(1, [0], 0)
+    rows = list(rows_of(output))
+    return state, [key for key, _, _ in rows], [value for _, value, _ in rows]
+
+
+async def until(condition) -> None:
+    for _ in range(5000):
+        if condition():
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError("not within five seconds")
+
+
+async def test_what_is_taken_is_what_the_changelog_says(kept):
+    state, keys, values = written(20)
+    kept.standbys.tell([0], [], settled=True)
+    await until(lambda: kept.follower.positions == {0: 40})
+    kept.follower.apply(0, keys, values)
+    assert kept.standbys.positions == {0: 20}
+    kept.standbys.tell([], [0], settled=True)
+    warm = await kept.standbys.take(0)
+    assert warm.accounts.rows.content() == state.accounts[0].rows.content()
+    assert (warm.mark.next_offset, warm.row_count) == (20, 3)
+    assert kept.standbys.positions == {}
+    assert await kept.standbys.take(0) is None
+
+
+async def test_a_partition_between_two_owners_stays_warm_and_one_that_is_named_no_more_goes(kept):
+    kept.standbys.tell([0, 1], [], settled=True)
+    await until(lambda: kept.follower.positions == {0: 40, 1: 41})
+    kept.standbys.tell([1], [], settled=False)
+    assert kept.follower.positions == {0: 40, 1: 41}
+    kept.standbys.tell([1], [], settled=True)
+    assert kept.follower.positions == {1: 41}
+    assert await kept.standbys.take(0) is None
+
+
+async def test_a_damaged_row_drops_the_standby_and_the_partition_is_restored_as_without_one(kept):
+    _, keys, values = written(5)
+    kept.standbys.tell([0], [], settled=True)
+    await until(lambda: kept.follower.positions == {0: 40})
+    flipped = bytearray(values[0] or b"")
+    flipped[-1] ^= 1
+    kept.follower.apply(0, keys, [bytes(flipped), *values[1:]])
+    assert kept.follower.positions == {}
+    assert await kept.standbys.take(0) is None
+    # What is still on its way of it is passed over.
+    kept.follower.apply(0, keys, values)
+
+
+async def test_a_mark_that_is_damaged_drops_the_standby(kept):
+    _, keys, values = written(5)
+    kept.standbys.tell([0], [], settled=True)
+    await until(lambda: kept.follower.positions == {0: 40})
+    assert keys[-1] == MARK_KEY
+    kept.follower.apply(0, keys, [*values[:-1], b"no mark at all"])
+    assert await kept.standbys.take(0) is None
+
+
+async def test_another_log_is_refused(kept):
+    kept.standbys.tell([0], [], settled=True)
+    await until(lambda: kept.follower.positions == {0: 40})
+    kept.follower.end = ChangelogTooShort("accounts", 0, 40, 3)
+    assert await kept.standbys.take(0) is None
+    assert kept.follower.positions == {}
+
+
+async def test_what_is_lost_while_it_is_read_to_the_end_is_not_taken(kept):
+    kept.standbys.tell([0], [], settled=True)
+    await until(lambda: kept.follower.positions == {0: 40})
+    kept.follower.gate = asyncio.get_running_loop().create_future()
+    kept.standbys.tell([], [0], settled=True)
+    taking = asyncio.create_task(kept.standbys.take(0))
+    await asyncio.sleep(0)
+    kept.standbys.tell([], [], settled=True)
+    assert await asyncio.wait_for(taking, 5) is None
+
+
+async def test_the_group_is_asked_once_when_all_that_is_told_is_near(kept):
+    kept.standbys.tell([0, 1], [], settled=True)
+    await until(lambda: kept.follower.positions == {0: 40, 1: 41})
+    kept.follower.lags = {0: 3, 1: 11}
+    lag = {"service": "risk", "partition": "1"}
+    await until(lambda: kept.registry.get_sample_value("weir_state_standby_lag_records", lag) == 11)
+    assert not kept.asked
+    kept.follower.lags = {0: 3, 1: 10}
+    await until(lambda: kept.asked)
+    for again in (5, 4):
+        kept.follower.lags = {0: 2, 1: again}
+        await until(
+            lambda again=again: kept.registry.get_sample_value("weir_state_standby_lag_records", lag) == again
+        )
+    assert len(kept.asked) == 1
+    kept.standbys.tell([0], [], settled=True)
+    assert kept.registry.get_sample_value("weir_state_standby_lag_records", lag) is None
