@@ -7,6 +7,7 @@ publishes. Kafka Streams does of that what it can without terminals and labels.
 
 import argparse
 import asyncio
+import os
 from dataclasses import dataclass, field
 
 import httpx
@@ -132,6 +133,8 @@ def measure(theatre: Stage, worker: Worker, arguments: argparse.Namespace, found
         if running.metrics_port is not None:
             found.stages[worker.key] = stage_seconds(running.metrics_port)
         if worker.decides and arguments.seconds:
+            # Gigabytes of the counted part would be written out in the middle of this one.
+            os.sync()
             found.latencies[worker.key] = asyncio.run(
                 at_rate(theatre, running.topic, arguments.rate, arguments.seconds)
             )

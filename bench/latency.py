@@ -18,7 +18,8 @@ from weir.ids import decision_ids
 from weir.streams.history import partitions
 
 _POLL_MS = 100
-_WARM_S = 3.0
+# Broker and peers compile what few records at a time take only once they come so.
+_WARM_S = 10.0
 _LAST_S = 2.0
 
 
