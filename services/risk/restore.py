@@ -91,18 +91,21 @@ class Restoring:
         """The partition as of the group's committed offset."""
         begun_s = time.monotonic()
         source: RestoreSource = "standby"
+        # What the last owner had seen of the others has committed; its markers may be on their way. Asked for
+        # first: a broker that is away just then would cost what is warm.
+        journal_topic = self._topics.risk_journal
+        ends = await end_offsets(self._kafka, journal_topic, f"{self._client_id}-restore", undecided=True)
         warm = await self._standby(partition)
         if warm is not None and self._fits(warm.mark, committed):
             accounts, mark, row_count = warm.accounts, warm.mark, warm.row_count
         else:
+            # Its table goes before another of the partition comes: there is room for one.
+            warm = None
             accounts, mark, row_count = await self._from_whole_changelog(partition)
             source = "changelog"
         if not self._fits(mark, committed):
             accounts, row_count = await self._from_input(partition, committed)
             mark, source = None, "input"
-        # What the last owner had seen of the others has committed; its markers may be on their way.
-        journal_topic = self._topics.risk_journal
-        ends = await end_offsets(self._kafka, journal_topic, f"{self._client_id}-restore", undecided=True)
         duration_s = time.monotonic() - begun_s
         self._metrics.restored(source, row_count, duration_s)
         log.info(

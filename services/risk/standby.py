@@ -65,7 +65,7 @@ class Standbys:
     ) -> None:
         self._topic, self._begin, self._lag_max = topic, begin, lag_max
         self._metrics, self._on_near = metrics, on_near
-        self._follower = StandbyFollower(kafka, topic, self._apply, client_id, on_failure)
+        self._follower = StandbyFollower(kafka, topic, self._apply, client_id, on_failure, self._refused)
         self._warm: dict[int, Warm] = {}
         self._wanted: frozenset[int] = frozenset()
         self._said: set[int] = set()
@@ -113,12 +113,15 @@ class Standbys:
         try:
             caught = await self._follower.promote(partition)
         except IntegrityError as error:
-            log.error("standby_refused", partition=partition, error=str(error))
-            self._drop(partition)
+            if self._warm.get(partition) is warm:
+                self._refused(partition, error)
             return None
         except asyncio.CancelledError:
             caller = asyncio.current_task()
             if caller is not None and caller.cancelling():
+                if partition not in self._follower.positions:
+                    # Read to the end in the same moment: nobody takes it, and nobody follows it any more.
+                    self._drop(partition)
                 raise
             # It was dropped while it was read to the end.
             return None
@@ -145,7 +148,11 @@ class Standbys:
     async def _follow(self) -> None:
         self._changed.clear()
         for partition in sorted(self._wanted - self._warm.keys()):
-            accounts, mark, start = await asyncio.to_thread(self._begin, partition)
+            try:
+                accounts, mark, start = await asyncio.to_thread(self._begin, partition)
+            except StateFull as error:
+                self._refused(partition, error)
+                continue
             # The group may have said something else meanwhile.
             if partition in self._wanted:
                 self._warm[partition] = Warm(accounts, mark)
@@ -169,14 +176,17 @@ class Standbys:
         try:
             mark = take_in(warm.accounts, keys, values, f"{self._topic} {partition}")
         except (IntegrityError, StateFull) as error:
-            log.error("standby_dropped", partition=partition, error=str(error))
-            # Not begun again before the group says so: it would meet the same row.
-            self._wanted -= {partition}
-            self._drop(partition)
+            self._refused(partition, error)
             return
         if mark is not None:
             warm.mark = mark
             warm.accounts.clock[:] = mark.clock
+
+    def _refused(self, partition: int, error: WeirError) -> None:
+        log.error("standby_dropped", partition=partition, error=str(error))
+        # Not begun again before the group says so: it would meet the same.
+        self._wanted -= {partition}
+        self._drop(partition)
 
     def _drop(self, partition: int) -> None:
         self._warm.pop(partition, None)

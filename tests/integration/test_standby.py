@@ -22,6 +22,7 @@ class Tables:
 
     def __init__(self) -> None:
         self.rows: dict[int, dict[bytes, bytes]] = {}
+        self.refused: list[Exception] = []
         self.applied = 0
         self.changed = asyncio.Event()
 
@@ -34,6 +35,10 @@ class Tables:
             else:
                 table[key] = value
         self.applied += len(keys)
+        self.changed.set()
+
+    def refuse(self, partition: int, error: Exception) -> None:
+        self.refused.append(error)
         self.changed.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:
@@ -77,7 +82,7 @@ def write(owner: AIOKafkaProducer, changelog: str) -> Write:
 @pytest.fixture
 async def follower(settings: KafkaSettings, changelog: str) -> AsyncIterator[tuple[StandbyFollower, Tables]]:
     tables, failures = Tables(), list[BaseException]()
-    follower = StandbyFollower(settings, changelog, tables.apply, "test", failures.append)
+    follower = StandbyFollower(settings, changelog, tables.apply, "test", failures.append, tables.refuse)
     await follower.start()
     yield follower, tables
     await follower.stop()
@@ -179,6 +184,20 @@ async def test_a_snapshot_of_another_log_is_refused(write, follower):
         await standby.promote(0)
 
 
+async def test_rows_of_another_log_do_not_enter_however_long_nobody_asks(write, follower):
+    """The client itself would begin again at the oldest record, and the old table would seem to be whole."""
+    await write(0, rows(0, 10))
+    standby, tables = follower
+    standby.follow({0: 5000})
+    await tables.until(lambda: bool(tables.refused))
+    assert (tables.applied, standby.positions) == (0, {})
+    (refused,) = tables.refused
+    assert "made anew" in str(refused)
+
+
 async def test_a_changelog_that_is_not_there_is_one_line(settings):
+    missing = StandbyFollower(
+        settings, "no-such-changelog", Tables().apply, "test", pytest.fail, Tables().refuse
+    )
     with pytest.raises(TopicMissing, match="no-such-changelog"):
-        await StandbyFollower(settings, "no-such-changelog", Tables().apply, "test", pytest.fail).start()
+        await missing.start()

@@ -12,6 +12,7 @@ from services.risk.state import MARK_KEY, RiskState, StateTopics
 from tests.unit.test_risk_restore import START_MS, payments, rows_of
 from weir.config import KafkaSettings
 from weir.obs.stream_metrics import StreamMetrics
+from weir.state.table import StateFull
 from weir.streams.standby import Caught, ChangelogTooShort
 
 TOPICS = StateTopics("accounts", "journal")
@@ -20,7 +21,8 @@ TOPICS = StateTopics("accounts", "journal")
 class Follower:
     """Instead of a broker: the test hands rows over and says how far behind the follower is."""
 
-    def __init__(self, settings, topic, apply, client_id, on_failure) -> None:
+    def __init__(self, settings, topic, apply, client_id, on_failure, on_refused) -> None:
+        self.on_refused = on_refused
         self.apply, self.positions, self.lags = apply, dict[int, int](), dict[int, int]()
         self.end: Caught | Exception = Caught(7, 3)
         self.gate: asyncio.Future[None] | None = None
@@ -181,3 +183,39 @@ async def test_the_group_is_asked_once_when_all_that_is_told_is_near(kept):
     assert len(kept.asked) == 1
     kept.standbys.tell([0], [], settled=True)
     assert kept.registry.get_sample_value("weir_state_standby_lag_records", lag) is None
+
+
+async def test_one_that_was_read_to_the_end_for_nobody_is_not_kept(kept):
+    """Its partition was lost in the very moment; it is neither warm nor followed, and may begin anew."""
+    kept.standbys.tell([0], [], settled=True)
+    await until(lambda: kept.follower.positions == {0: 40})
+    kept.follower.gate = asyncio.get_running_loop().create_future()
+    taking = asyncio.create_task(kept.standbys.take(0))
+    await asyncio.sleep(0)
+    del kept.follower.positions[0]
+    taking.cancel()
+    await asyncio.wait([taking])
+    assert taking.cancelled()
+    kept.standbys.tell([0], [], settled=True)
+    await until(lambda: kept.follower.positions == {0: 40})
+
+
+async def test_another_log_is_dropped_as_soon_as_it_is_seen(kept):
+    kept.standbys.tell([0], [], settled=True)
+    await until(lambda: kept.follower.positions == {0: 40})
+    del kept.follower.positions[0]
+    kept.follower.on_refused(0, ChangelogTooShort("accounts", 0, 40, 3))
+    assert kept.standbys.positions == {}
+    assert await kept.standbys.take(0) is None
+
+
+async def test_a_snapshot_that_there_is_no_room_for_ends_no_worker(kept):
+    def full(partition):
+        raise StateFull("account", 1000)
+
+    kept.standbys._begin, begin = full, kept.standbys._begin
+    kept.standbys.tell([0], [], settled=True)
+    await until(lambda: not kept.standbys._wanted)
+    kept.standbys._begin = begin
+    kept.standbys.tell([1], [], settled=True)
+    await until(lambda: kept.follower.positions == {1: 41})

@@ -8,7 +8,7 @@ written, and what they decide belongs to the state.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -107,6 +107,7 @@ class StandbyFollower:
     Args:
         apply: called with partition, keys and values (None: deleted); must not raise.
         on_failure: called once with the error that ended the following; a lost broker is none.
+        on_refused: called when a partition is followed no longer, for it is another log by now.
     """
 
     settings: KafkaSettings
@@ -114,6 +115,7 @@ class StandbyFollower:
     apply: Apply
     client_id: str
     on_failure: Callable[[BaseException], None]
+    on_refused: Callable[[int, IntegrityError], None]
     _positions: dict[int, int] = field(default_factory=dict)
     _promotions: dict[int, _Promotion] = field(default_factory=dict)
     _consumer: AIOKafkaConsumer | None = None
@@ -168,7 +170,8 @@ class StandbyFollower:
 
         Raises:
             ChangelogTooShort: the state is of another log.
-            KeyError: the partition is not followed.
+            CancelledError: the partition is followed no longer.
+            KeyError: it was not followed.
         """
         at = self._positions[partition]
         assert self._consumer is not None
@@ -176,6 +179,8 @@ class StandbyFollower:
             end = await _end(self._consumer, TopicPartition(self.topic, partition))
         if end < at:
             raise ChangelogTooShort(self.topic, partition, at, end)
+        if partition not in self._positions:
+            raise asyncio.CancelledError
         promotion = _Promotion(end, asyncio.get_running_loop().create_future())
         self._promotions[partition] = promotion
         self._note(partition, self._positions[partition], 0)
@@ -225,7 +230,38 @@ class StandbyFollower:
             for tp in tps:
                 consumer.seek(tp, self._positions[tp.partition])
             while not self._changed.is_set():
-                await _read(consumer, self.apply, tps, self._note)
+                await self._read(consumer, tps)
+
+    async def _read(self, consumer: AIOKafkaConsumer, tps: Sequence[TopicPartition]) -> None:
+        """One fetch, handed over; then each position, which also passes aborted records and markers."""
+        fetched = await consumer.getmany(timeout_ms=_POLL_MS, max_records=_ROWS_MAX)
+        positions = {tp: await consumer.position(tp) for tp in tps}
+        if self._changed.is_set():
+            # A partition may have begun anew elsewhere meanwhile, which this fetch knows nothing of. Each is
+            # sought where it stands, so what is passed over here is read again.
+            return
+        for tp, position in positions.items():
+            partition, records = tp.partition, fetched.get(tp, ())
+            at, first = self._positions[partition], records[0].offset if records else position
+            if first < at:
+                # The client has begun again at the oldest record, because the log ends before ours did.
+                end = consumer.highwater(tp)
+                self._refuse(
+                    partition,
+                    ChangelogTooShort(self.topic, partition, at, first if end is None else int(end)),
+                )
+                continue
+            self.apply(partition, [record.key for record in records], [record.value for record in records])
+            self._note(partition, position, len(records))
+        # A long tail must not hold the loop.
+        await asyncio.sleep(0)
+
+    def _refuse(self, partition: int, error: ChangelogTooShort) -> None:
+        del self._positions[partition]
+        self._changed.set()
+        if (promotion := self._promotions.pop(partition, None)) is not None:
+            promotion.done.set_exception(error)
+        self.on_refused(partition, error)
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -233,19 +269,3 @@ class StandbyFollower:
                 promotion.done.set_exception(error)
             self._promotions.clear()
             self.on_failure(error)
-
-
-async def _read(
-    consumer: AIOKafkaConsumer,
-    apply: Apply,
-    tps: Iterable[TopicPartition],
-    note: Callable[[int, int, int], None],
-) -> None:
-    """One fetch, handed over; then each position, which also passes aborted records and markers."""
-    fetched = await consumer.getmany(timeout_ms=_POLL_MS, max_records=_ROWS_MAX)
-    for tp, records in fetched.items():
-        apply(tp.partition, [record.key for record in records], [record.value for record in records])
-    for tp in tps:
-        note(tp.partition, await consumer.position(tp), len(fetched.get(tp, ())))
-    # A long tail must not hold the loop.
-    await asyncio.sleep(0)
