@@ -16,6 +16,7 @@ from infra.local.kafka import KafkaServer
 from infra.local.mariadb import MariaDbServer
 from infra.local.triton import TritonServer
 from tests.support import servers
+from tests.support.keys import KeysProcess, running_keys_service
 from tests.support.servers import KafkaUnderTest, running_server
 
 StartTriton = Callable[[Path], TritonServer]
@@ -55,6 +56,13 @@ def start_triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartTrit
 def triton(start_triton: StartTriton) -> TritonServer:
     """A Triton that serves the project's own models."""
     return start_triton(layout.MODEL_SOURCES)
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeysProcess]:
+    """A key service with certificates of its own."""
+    with running_keys_service(tmp_path_factory.mktemp("keys")) as service:
+        yield service
 
 
 @pytest.fixture(scope="session")

@@ -257,7 +257,7 @@ async def _broker_clock_jump(run: Run, fault: Fault, draw: random.Random) -> Non
     shift_s = (2 * fault.strength - 1) * 0.9 * _HOUR_S
     run.note(f"the clock of {fault.target} is set by {shift_s:+.0f} s")
     set_shift(broker.clock_file, shift_s)
-    await asyncio.sleep(fault.seconds)
+    await asyncio.sleep(fault.seconds)  # as long as the schedule says
     set_shift(broker.clock_file, 0.0)
 
 

@@ -16,7 +16,6 @@ import pytest
 from bench.fill import fill
 from infra.local.ports import LOOPBACK
 from tests.faults.history import read, record_id
-from tests.support.keys import running_keys_service
 from tests.support.payments import decisions, pay, payment, sample, settled, until
 from tests.support.proxy import ANY, Link, Network
 from tests.support.risk import RiskUnderTest, risk_under_test
@@ -25,12 +24,6 @@ BACKLOG = 100_000
 ROWS_IN_FLIGHT_MAX, BATCH_ROWS_MAX = 3000, 1000
 DEADLINE_S = 120.0
 _LOOK_S = 0.02
-
-
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory):
-    with running_keys_service(tmp_path_factory.mktemp("keys")) as service:
-        yield service
 
 
 @pytest.fixture
@@ -59,7 +52,7 @@ async def watching(risk: RiskUnderTest):
             metrics = await asyncio.to_thread(risk.metrics)
             seen.rows_in_flight.append(sample(metrics, 'weir_rows_in_flight{service="risk"}'))
             seen.resident_mib.append(process.memory_info().rss / 2**20)
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_LOOK_S)  # a sample, not a wait
 
     looking = asyncio.create_task(look())
     try:

@@ -49,12 +49,6 @@ LOGIT_SHIFT = 1.5
 KEYS_DEADLINE_S = 10.0
 
 
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory):
-    with running_keys_service(tmp_path_factory.mktemp("keys")) as service:
-        yield service
-
-
 # --- keys ---
 
 

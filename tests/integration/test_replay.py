@@ -21,7 +21,6 @@ from services.risk.replay import Plan, replay
 from services.risk.settings import HERE, RiskSettings
 from services.risk.state import RiskState, split_contributions
 from services.risk.wiring import Connections
-from tests.support.keys import running_keys_service
 from tests.support.payments import (
     Sent,
     decided,
@@ -47,12 +46,6 @@ ACCOUNTS = 12
 LONE = "lone terminal"
 LEARNT = 'weir_labels_total{result="learnt",service="risk"}'
 FOR_EVER_MS = 2**42
-
-
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory):
-    with running_keys_service(tmp_path_factory.mktemp("keys")) as service:
-        yield service
 
 
 @dataclass

@@ -16,7 +16,6 @@ import pytest
 
 from infra.local.ports import free_port
 from services.risk.settings import HERE
-from tests.support.keys import running_keys_service
 from tests.support.payments import (
     Sent,
     dead_letters,
@@ -42,12 +41,6 @@ FUZZ_SEED = 20_261_124
 FUZZ_COUNT = 200
 ACCOUNT = "DE02120300000000202051"
 START_DEADLINE_S = 60
-
-
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory):
-    with running_keys_service(tmp_path_factory.mktemp("keys")) as service:
-        yield service
 
 
 @pytest.fixture(scope="module")

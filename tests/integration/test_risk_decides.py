@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from services.risk.settings import HERE
-from tests.support.keys import running_keys_service
 from tests.support.payments import (
     Sent,
     decided,
@@ -34,12 +33,6 @@ from weir.obs import trace
 from weir.obs.trace import TRACEPARENT
 
 LOGIT_TOLERANCE = 1e-4
-
-
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory):
-    with running_keys_service(tmp_path_factory.mktemp("keys")) as service:
-        yield service
 
 
 @pytest.fixture(scope="module")

@@ -43,12 +43,6 @@ CACHE_S = 2
 QUIET_S = 1.5
 
 
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory):
-    with running_keys_service(tmp_path_factory.mktemp("keys")) as service:
-        yield service
-
-
 @dataclass
 class Stream:
     """Payments that go in, a few at a time on both partitions, for as long as a test needs."""

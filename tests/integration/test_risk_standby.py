@@ -11,7 +11,6 @@ import pytest
 from confluent_kafka import Producer
 
 from tests.faults.checker import check
-from tests.support.keys import running_keys_service
 from tests.support.payments import until
 from tests.support.risk import RiskUnderTest, risk_under_test
 from tests.support.states import payments
@@ -22,12 +21,6 @@ from weir.features.terminals import Terminals, observe
 FLUSH_S = 60.0
 # Rows that may still be missing of a changelog that a worker follows at this pace.
 TAIL_MAX = 2_000
-
-
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory):
-    with running_keys_service(tmp_path_factory.mktemp("keys")) as service:
-        yield service
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from weir.kafka_options import uninterrupted
 
 async def closes_as_aiokafka_does(steps):
     """Cancels a task of its own and awaits it: a cancellation that comes meanwhile is taken for that one."""
-    own = asyncio.create_task(asyncio.sleep(3600))
+    own = asyncio.create_task(asyncio.Event().wait())
     await asyncio.sleep(0)
     own.cancel()
     try:
@@ -32,7 +32,7 @@ async def test_a_cancellation_comes_out_once_the_client_has_closed(at):
     async def loop_for_ever():
         while True:
             await uninterrupted(closes_as_aiokafka_does(steps))
-            await asyncio.sleep(3600)
+            await asyncio.Event().wait()
 
     task = asyncio.create_task(loop_for_ever())
     await ticks(at)
