@@ -13,10 +13,12 @@ from bench.stage import ROOT, Stage
 from weir.codec.avro import RowCodec
 from weir.codec.framing import unframe
 from weir.codec.schemas import load_schema
+from weir.config import KafkaSettings
 from weir.crypto.envelope import HEADER_NAME, parse_envelope_header
 from weir.ids import decision_ids
-from weir.streams.history import partitions
+from weir.streams.history import end_offsets, partitions, read_range
 
+_CLIENT_ID = "bench-latency"
 _POLL_MS = 100
 # Broker and peers compile what few records at a time take only once they come so.
 _WARM_S = 10.0
@@ -55,9 +57,12 @@ async def at_rate(stage: Stage, decisions_topic: str, rate: float, seconds: floa
     Raises:
         SystemExit: a payment has no decision when the run is over.
     """
-    payments, decisions = [
-        await _reader(stage.servers, topic) for topic in (stage.topics.transactions, decisions_topic)
-    ]
+    kafka, payments = (
+        KafkaSettings.model_validate({"bootstrap_servers": stage.servers}),
+        stage.topics.transactions,
+    )
+    starts = await end_offsets(kafka, payments, _CLIENT_ID)
+    decisions = await _reader(stage.servers, decisions_topic)
     simulator = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "weir", "simulate"),
         *("--rate", str(rate), "--seconds", str(seconds + _WARM_S)),
@@ -72,13 +77,17 @@ async def at_rate(stage: Stage, decisions_topic: str, rate: float, seconds: floa
         await simulator.wait()
         # The last decisions are on their way: what is not here by then counts as not decided.
         await asyncio.sleep(_LAST_S)
-        # Only now: read beside the run, the payments would cost a machine of two cores a part of one.
-        sent = await _payments(payments)
     finally:
         reading.cancel()
         await asyncio.wait([reading])
-        await payments.stop()
         await decisions.stop()
+    # Only now: read beside the run, the payments would cost a machine of two cores a part of one.
+    ends = await end_offsets(kafka, payments, _CLIENT_ID)
+    sent: list[tuple[int, bytes]] = []
+    async for batch in read_range(kafka, payments, starts, ends, _CLIENT_ID):
+        sent += [
+            (at_ms, value) for at_ms, value in zip(batch.timestamps_ms, batch.values, strict=True) if value
+        ]
     sent_ms = _by_decision(sent)
     missing = sum(each not in read_ms for each in sent_ms)
     if missing or not sent_ms:
@@ -95,16 +104,6 @@ async def _note_decisions(consumer: AIOKafkaConsumer, read_ms: dict[bytes, float
             for record in records:
                 header = dict(record.headers)[HEADER_NAME]
                 read_ms[parse_envelope_header(header)[1]] = now_ms
-
-
-async def _payments(consumer: AIOKafkaConsumer) -> list[tuple[int, bytes]]:
-    """Each payment from the consumer's positions on: Kafka's timestamp in ms, and its value."""
-    ends = await consumer.end_offsets(consumer.assignment())
-    sent: list[tuple[int, bytes]] = []
-    while any([await consumer.position(tp) < end for tp, end in ends.items()]):
-        for records in (await consumer.getmany(timeout_ms=_POLL_MS)).values():
-            sent.extend((record.timestamp, record.value) for record in records)
-    return sent
 
 
 def _by_decision(sent: list[tuple[int, bytes]]) -> dict[bytes, float]:

@@ -109,11 +109,11 @@ class RiskApp(EngineApp):
         worker, engine = self._opened, self._opened.engine
         # A worker beyond the number of partitions has none, and is ready all the same.
         joined = self._assignment is not None
-        restoring = sorted(partition for _, partition in engine.restoring)
+        restoring = sorted(_numbers(engine.restoring))
         return {
             "ready": joined and not restoring,
             "state": "restoring" if restoring else _STATES[engine.phase] if joined else "joining",
-            "partitions": sorted(partition for _, partition in engine.ready),
+            "partitions": sorted(_numbers(engine.ready)),
             "restoring": restoring,
             "standby": sorted(worker.standbys.positions) if worker.standbys is not None else [],
             "guarantee": self.settings.processing_guarantee,

@@ -106,10 +106,7 @@ class PaymentReading:
         now_ms = self._now_ms() if at_ms is None else at_ms
         in_force = self._policy()
         policy = in_force.policy
-        try:
-            columns, payments, currency, bad = self._payments(group.values, now_ms, policy)
-        except Exception:  # noqa: BLE001 - whatever one record can provoke must not stop its partition
-            columns, payments, currency, bad = self._without_culprits(group.values, now_ms, policy)
+        columns, payments, currency, bad = self._sound(group.values, now_ms, policy)
         decoded = perf_counter_ns()
         features, traces, late = self._observe(group, state, columns, payments)
         done = perf_counter_ns()
@@ -160,13 +157,18 @@ class PaymentReading:
         Args:
             at_ms: (n,) when each was read then.
         """
-        policy = self._policy().policy
-        try:
-            _, payments, _, _ = self._payments(values, at_ms, policy)
-        except Exception:  # noqa: BLE001 - as when it was read then
-            _, payments, _, _ = self._without_culprits(values, at_ms, policy)
+        _, payments, _, _ = self._sound(values, at_ms, self._policy().policy)
         observe(accounts, terminals, payments)
         return payments.row_count
+
+    def _sound(
+        self, values: Sequence[bytes | None], now_ms: Times, policy: Policy
+    ) -> tuple[Columns, Payments, NDArray[np.uint32], list[Bad]]:
+        """The valid payments, and what is none, a record that breaks the reading among them."""
+        try:
+            return self._payments(values, now_ms, policy)
+        except Exception:  # noqa: BLE001 - whatever one record can provoke must not stop its partition
+            return self._without_culprits(values, now_ms, policy)
 
     def _without_culprits(
         self, values: Sequence[bytes | None], now_ms: Times, policy: Policy

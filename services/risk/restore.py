@@ -12,7 +12,7 @@ says, unless somebody has moved the group's offsets by hand or the changelog is 
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from services.risk.changelog import mark_in, take_in
 from services.risk.reading import PaymentReading
 from services.risk.snapshots import Snapshots
-from services.risk.standby import Warm
+from services.risk.standby import Standbys
 from services.risk.state import RiskState
 from weir.config import KafkaSettings, TopicSettings
-from weir.errors import IntegrityError, MissingPart
+from weir.errors import IntegrityError
 from weir.features.accounts import Accounts
 from weir.features.terminals import Terminals
 from weir.obs.log import get_logger
@@ -62,7 +62,7 @@ class Restoring:
 
     Args:
         snapshots: this worker's own.
-        standby: takes over what is warm of a partition, if anything is.
+        standbys: what is warm; None where nothing is kept.
         exact: whether the mark and the group's offset have to agree.
         restore_days: how much of the input fills the windows when there is nothing better.
     """
@@ -75,7 +75,7 @@ class Restoring:
         reading: PaymentReading,
         *,
         snapshots: Snapshots,
-        standby: Callable[[int], Awaitable[Warm | None]],
+        standbys: Standbys | None,
         exact: bool,
         restore_days: int,
         client_id: str,
@@ -83,7 +83,7 @@ class Restoring:
         now_ms: Callable[[], int],
     ) -> None:
         self._kafka, self._topics, self._state, self._reading = kafka, topics, state, reading
-        self._snapshots, self._standby = snapshots, standby
+        self._snapshots, self._standbys = snapshots, standbys
         self._exact, self._restore_days = exact, restore_days
         self._client_id, self._metrics, self._now_ms = client_id, metrics, now_ms
 
@@ -95,7 +95,7 @@ class Restoring:
         # first: a broker that is away just then would cost what is warm.
         journal_topic = self._topics.risk_journal
         ends = await end_offsets(self._kafka, journal_topic, f"{self._client_id}-restore", undecided=True)
-        warm = await self._standby(partition)
+        warm = await self._standbys.take(partition) if self._standbys is not None else None
         if warm is not None and self._fits(warm.mark, committed):
             accounts, mark, row_count = warm.accounts, warm.mark, warm.row_count
         else:
@@ -163,7 +163,7 @@ class Restoring:
         self, partition: int, end: int, newest: Mark | None
     ) -> tuple[Accounts, Mark | None, int]:
         """Snapshot and changelog together; with `newest` rows that have expired by then need no room."""
-        accounts, mark, start = await asyncio.to_thread(self.from_snapshot, partition)
+        accounts, mark, start = await asyncio.to_thread(self._snapshots.load_accounts, self._state, partition)
         row_count = accounts.row_count
         ahead = np.array([0] if newest is None else newest.clock, np.int64)
         np.maximum(accounts.clock, ahead, out=accounts.clock)
@@ -183,20 +183,6 @@ class Restoring:
     def _changelog(self, partition: int, start: int, end: int) -> AsyncIterator[RecordBatch]:
         topic, starts, ends = self._topics.risk_accounts, {partition: start}, {partition: end}
         return read_range(self._kafka, topic, starts, ends, f"{self._client_id}-restore")
-
-    def from_snapshot(self, partition: int) -> tuple[Accounts, Mark | None, int]:
-        """The newest snapshot of this worker, its mark, and where the changelog goes on."""
-        path = self._snapshots.accounts_path(partition)
-        try:
-            accounts, header = Accounts.load(path, self._state.spec, rows_max=self._state.accounts_max)
-            mark = journal.decode(bytes.fromhex(header["mark"]), Mark, str(path))
-            return accounts, mark, int(header["changelog_offset"])
-        except MissingPart:
-            pass  # the changelog alone will do
-        except IntegrityError as error:
-            self._metrics.damaged("snapshot")
-            log.error("snapshot_damaged", error=str(error))
-        return self._state.new_accounts(), None, 0
 
     # -- the input -----------------------------------------------------------------------------------------
 

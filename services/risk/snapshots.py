@@ -14,12 +14,14 @@ from typing import Any, Protocol
 from services.risk.state import Positions, RiskState
 from weir.config import KafkaSettings
 from weir.errors import IntegrityError, MissingPart, WeirError
+from weir.features.accounts import Accounts
 from weir.features.terminals import Terminals
 from weir.obs.log import get_logger
 from weir.obs.stream_metrics import StreamMetrics
 from weir.state.pin import SnapshotClosed, SnapshotGivenUp
 from weir.streams import journal
 from weir.streams.history import end_offsets
+from weir.streams.journal import Mark
 
 log = get_logger("weir.risk.snapshots")
 
@@ -97,6 +99,25 @@ class Snapshots:
         said = error.strerror if isinstance(error, OSError) else None
         log.error("snapshot_not_written", file=path.name, error=said or str(error))
 
+    def load_accounts(self, state: RiskState, partition: int) -> tuple[Accounts, Mark | None, int]:
+        """The partition's accounts of the last snapshot, their mark, and where the changelog goes on.
+
+        Without one, or with one that is damaged: none, and the changelog's beginning.
+
+        Raises:
+            StateFull: the snapshot holds more than the worker may.
+        """
+        path = self.accounts_path(partition)
+        try:
+            accounts, header = Accounts.load(path, state.spec, rows_max=state.accounts_max)
+            mark = journal.decode(bytes.fromhex(header["mark"]), Mark, str(path))
+            return accounts, mark, int(header["changelog_offset"])
+        except MissingPart:
+            pass  # the changelog alone will do
+        except IntegrityError as error:
+            self._damaged(error)
+        return state.new_accounts(), None, 0
+
     def load_terminals(self, state: RiskState) -> bool:
         """Give the state the terminals of the last snapshot, and its positions; whether there was one."""
         try:
@@ -106,12 +127,15 @@ class Snapshots:
         except MissingPart:
             return False
         except IntegrityError as error:
-            self._metrics.damaged("snapshot")
-            log.error("snapshot_damaged", error=str(error))
+            self._damaged(error)
             return False
         state.terminals = terminals
         state.positions = positions_of(header)
         return True
+
+    def _damaged(self, error: IntegrityError) -> None:
+        self._metrics.damaged("snapshot")
+        log.error("snapshot_damaged", error=str(error))
 
 
 def _as_dict(positions: Positions) -> dict[str, dict[str, int]]:

@@ -22,7 +22,7 @@ from weir.obs.log import get_logger
 from weir.obs.stream_metrics import StreamMetrics
 from weir.state.table import StateFull
 from weir.streams.journal import Mark
-from weir.streams.standby import StandbyFollower
+from weir.streams.standby import NotFollowed, StandbyFollower
 
 log = get_logger("weir.risk.standby")
 
@@ -108,7 +108,7 @@ class Standbys:
         Raises:
             NeighbourUnavailable: ask again; what is warm stays.
         """
-        if (warm := self._warm.get(partition)) is None or partition not in self._follower.positions:
+        if (warm := self._warm.get(partition)) is None:
             return None
         try:
             caught = await self._follower.promote(partition)
@@ -116,15 +116,14 @@ class Standbys:
             if self._warm.get(partition) is warm:
                 self._refused(partition, error)
             return None
-        except asyncio.CancelledError:
-            caller = asyncio.current_task()
-            if caller is not None and caller.cancelling():
-                if partition not in self._follower.positions:
-                    # Read to the end in the same moment: nobody takes it, and nobody follows it any more.
-                    self._drop(partition)
-                raise
+        except NotFollowed:
             # It was dropped while it was read to the end.
             return None
+        except asyncio.CancelledError:
+            if partition not in self._follower.positions:
+                # Read to the end in the same moment: nobody takes it, and nobody follows it any more.
+                self._drop(partition)
+            raise
         if self._warm.get(partition) is not warm:
             return None
         del self._warm[partition]
@@ -143,7 +142,7 @@ class Standbys:
                 if not error.retriable:
                     raise
                 log.warning("standbys_put_off", error=str(error))
-            await asyncio.sleep(_CHECK_S)
+            await asyncio.sleep(_CHECK_S)  # the broker is away: as soon as it is back is soon enough
 
     async def _follow(self) -> None:
         self._changed.clear()

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from prometheus_client import CollectorRegistry
 
@@ -22,7 +23,7 @@ from services.risk.restore import Restoring
 from services.risk.scoring import OUTPUTS, ROW_MULTIPLE, ModelScoring, ServedModel, rows_max_of
 from services.risk.settings import RiskSettings
 from services.risk.snapshots import Snapshots
-from services.risk.standby import Standbys, Warm
+from services.risk.standby import Standbys
 from services.risk.state import RiskState, StateTopics
 from services.risk.validate import Rates
 from services.risk.warm import warm
@@ -272,35 +273,33 @@ async def open_worker(
         labels.rewind(state.positions.labels)
         journal.rewind(state.positions.journal)
         offsets = GroupOffsets(to.kafka, settings.group, identity.name)
-        standbys: Standbys | None = None
-
-        async def standby(partition: int) -> Warm | None:
-            return None if standbys is None else await standbys.take(partition)
-
+        standbys = (
+            Standbys(
+                to.kafka,
+                topics.risk_accounts,
+                f"{client_id}-standby",
+                begin=partial(snapshots.load_accounts, state),
+                lag_max=settings.standby_lag_max,
+                metrics=stream_metrics,
+                on_failure=on_fatal,
+                on_near=source.rejoin,
+            )
+            if settings.standby_replicas
+            else None
+        )
         restoring = Restoring(
             to.kafka,
             topics,
             state,
             reading,
             snapshots=snapshots,
-            standby=standby,
+            standbys=standbys,
             exact=settings.processing_guarantee == EXACTLY_ONCE,
             restore_days=settings.restore_days,
             client_id=client_id,
             metrics=stream_metrics,
             now_ms=now_ms,
         )
-        if settings.standby_replicas:
-            standbys = Standbys(
-                to.kafka,
-                topics.risk_accounts,
-                f"{client_id}-standby",
-                begin=restoring.from_snapshot,
-                lag_max=settings.standby_lag_max,
-                metrics=stream_metrics,
-                on_failure=on_fatal,
-                on_near=source.rejoin,
-            )
         processor = RiskProcessor(
             state,
             reading,

@@ -92,10 +92,6 @@ def kafka(monkeypatch) -> Kafka:
     return kafka
 
 
-async def nothing_warm(partition: int) -> None:
-    return None
-
-
 async def restored(
     tmp_path, state: RiskState, committed: int, reading: Any = None, now_ms: int = START_MS
 ) -> Restored:
@@ -107,7 +103,7 @@ async def restored(
         state,
         reading,
         snapshots=snapshots,
-        standby=nothing_warm,
+        standbys=None,
         exact=True,
         restore_days=31,
         client_id="me",

@@ -9,11 +9,12 @@ from prometheus_client import CollectorRegistry
 from services.risk import standby as standby_module
 from services.risk.standby import Standbys
 from services.risk.state import MARK_KEY, RiskState, StateTopics
+from tests.support.pauses import until
 from tests.unit.test_risk_restore import START_MS, payments, rows_of
 from weir.config import KafkaSettings
 from weir.obs.stream_metrics import StreamMetrics
 from weir.state.table import StateFull
-from weir.streams.standby import Caught, ChangelogTooShort
+from weir.streams.standby import Caught, ChangelogTooShort, NotFollowed
 
 TOPICS = StateTopics("accounts", "journal")
 
@@ -36,12 +37,14 @@ class Follower:
     def follow(self, starts) -> None:
         self.positions = dict(starts)
         if self.gate is not None and not self.gate.done():
-            self.gate.cancel()
+            self.gate.set_exception(NotFollowed())
 
     def lag(self, partition):
         return self.lags.get(partition) if partition in self.positions else None
 
     async def promote(self, partition):
+        if partition not in self.positions:
+            raise NotFollowed
         if self.gate is not None:
             await self.gate
         if isinstance(self.end, Exception):
@@ -93,18 +96,10 @@ def written(count: int) -> tuple[RiskState, list[bytes | None], list[bytes | Non
     return state, [key for key, _, _ in rows], [value for _, value, _ in rows]
 
 
-async def until(condition) -> None:
-    for _ in range(5000):
-        if condition():
-            return
-        await asyncio.sleep(0.001)
-    raise AssertionError("not within five seconds")
-
-
 async def test_what_is_taken_is_what_the_changelog_says(kept):
     state, keys, values = written(20)
     kept.standbys.tell([0], [], settled=True)
-    await until(lambda: kept.follower.positions == {0: 40})
+    await until(lambda: kept.follower.positions == {0: 40}, "it is followed")
     kept.follower.apply(0, keys, values)
     assert kept.standbys.positions == {0: 20}
     kept.standbys.tell([], [0], settled=True)
@@ -117,7 +112,7 @@ async def test_what_is_taken_is_what_the_changelog_says(kept):
 
 async def test_a_partition_between_two_owners_stays_warm_and_one_that_is_named_no_more_goes(kept):
     kept.standbys.tell([0, 1], [], settled=True)
-    await until(lambda: kept.follower.positions == {0: 40, 1: 41})
+    await until(lambda: kept.follower.positions == {0: 40, 1: 41}, "it is followed")
     kept.standbys.tell([1], [], settled=False)
     assert kept.follower.positions == {0: 40, 1: 41}
     kept.standbys.tell([1], [], settled=True)
@@ -128,7 +123,7 @@ async def test_a_partition_between_two_owners_stays_warm_and_one_that_is_named_n
 async def test_a_damaged_row_drops_the_standby_and_the_partition_is_restored_as_without_one(kept):
     _, keys, values = written(5)
     kept.standbys.tell([0], [], settled=True)
-    await until(lambda: kept.follower.positions == {0: 40})
+    await until(lambda: kept.follower.positions == {0: 40}, "it is followed")
     flipped = bytearray(values[0] or b"")
     flipped[-1] ^= 1
     kept.follower.apply(0, keys, [bytes(flipped), *values[1:]])
@@ -141,7 +136,7 @@ async def test_a_damaged_row_drops_the_standby_and_the_partition_is_restored_as_
 async def test_a_mark_that_is_damaged_drops_the_standby(kept):
     _, keys, values = written(5)
     kept.standbys.tell([0], [], settled=True)
-    await until(lambda: kept.follower.positions == {0: 40})
+    await until(lambda: kept.follower.positions == {0: 40}, "it is followed")
     assert keys[-1] == MARK_KEY
     kept.follower.apply(0, keys, [*values[:-1], b"no mark at all"])
     assert await kept.standbys.take(0) is None
@@ -149,7 +144,7 @@ async def test_a_mark_that_is_damaged_drops_the_standby(kept):
 
 async def test_another_log_is_refused(kept):
     kept.standbys.tell([0], [], settled=True)
-    await until(lambda: kept.follower.positions == {0: 40})
+    await until(lambda: kept.follower.positions == {0: 40}, "it is followed")
     kept.follower.end = ChangelogTooShort("accounts", 0, 40, 3)
     assert await kept.standbys.take(0) is None
     assert kept.follower.positions == {}
@@ -157,7 +152,7 @@ async def test_another_log_is_refused(kept):
 
 async def test_what_is_lost_while_it_is_read_to_the_end_is_not_taken(kept):
     kept.standbys.tell([0], [], settled=True)
-    await until(lambda: kept.follower.positions == {0: 40})
+    await until(lambda: kept.follower.positions == {0: 40}, "it is followed")
     kept.follower.gate = asyncio.get_running_loop().create_future()
     kept.standbys.tell([], [0], settled=True)
     taking = asyncio.create_task(kept.standbys.take(0))
@@ -168,17 +163,22 @@ async def test_what_is_lost_while_it_is_read_to_the_end_is_not_taken(kept):
 
 async def test_the_group_is_asked_once_when_all_that_is_told_is_near(kept):
     kept.standbys.tell([0, 1], [], settled=True)
-    await until(lambda: kept.follower.positions == {0: 40, 1: 41})
+    await until(lambda: kept.follower.positions == {0: 40, 1: 41}, "it is followed")
     kept.follower.lags = {0: 3, 1: 11}
     lag = {"service": "risk", "partition": "1"}
-    await until(lambda: kept.registry.get_sample_value("weir_state_standby_lag_records", lag) == 11)
+    await until(
+        lambda: kept.registry.get_sample_value("weir_state_standby_lag_records", lag) == 11, "the lag is told"
+    )
     assert not kept.asked
     kept.follower.lags = {0: 3, 1: 10}
-    await until(lambda: kept.asked)
+    await until(lambda: kept.asked, "the group is asked")
     for again in (5, 4):
         kept.follower.lags = {0: 2, 1: again}
         await until(
-            lambda again=again: kept.registry.get_sample_value("weir_state_standby_lag_records", lag) == again
+            lambda again=again: (
+                kept.registry.get_sample_value("weir_state_standby_lag_records", lag) == again
+            ),
+            "the lag is told",
         )
     assert len(kept.asked) == 1
     kept.standbys.tell([0], [], settled=True)
@@ -188,7 +188,7 @@ async def test_the_group_is_asked_once_when_all_that_is_told_is_near(kept):
 async def test_one_that_was_read_to_the_end_for_nobody_is_not_kept(kept):
     """Its partition was lost in the very moment; it is neither warm nor followed, and may begin anew."""
     kept.standbys.tell([0], [], settled=True)
-    await until(lambda: kept.follower.positions == {0: 40})
+    await until(lambda: kept.follower.positions == {0: 40}, "it is followed")
     kept.follower.gate = asyncio.get_running_loop().create_future()
     taking = asyncio.create_task(kept.standbys.take(0))
     await asyncio.sleep(0)
@@ -197,12 +197,12 @@ async def test_one_that_was_read_to_the_end_for_nobody_is_not_kept(kept):
     await asyncio.wait([taking])
     assert taking.cancelled()
     kept.standbys.tell([0], [], settled=True)
-    await until(lambda: kept.follower.positions == {0: 40})
+    await until(lambda: kept.follower.positions == {0: 40}, "it is followed")
 
 
 async def test_another_log_is_dropped_as_soon_as_it_is_seen(kept):
     kept.standbys.tell([0], [], settled=True)
-    await until(lambda: kept.follower.positions == {0: 40})
+    await until(lambda: kept.follower.positions == {0: 40}, "it is followed")
     del kept.follower.positions[0]
     kept.follower.on_refused(0, ChangelogTooShort("accounts", 0, 40, 3))
     assert kept.standbys.positions == {}
@@ -215,7 +215,7 @@ async def test_a_snapshot_that_there_is_no_room_for_ends_no_worker(kept):
 
     kept.standbys._begin, begin = full, kept.standbys._begin
     kept.standbys.tell([0], [], settled=True)
-    await until(lambda: not kept.standbys._wanted)
+    await until(lambda: not kept.standbys._wanted, "it is refused")
     kept.standbys._begin = begin
     kept.standbys.tell([1], [], settled=True)
-    await until(lambda: kept.follower.positions == {1: 41})
+    await until(lambda: kept.follower.positions == {1: 41}, "it is followed")

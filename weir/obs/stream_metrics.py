@@ -19,7 +19,6 @@ class StreamMetrics:
     """One service's; made once a registry."""
 
     def __init__(self, service: str, registry: CollectorRegistry = REGISTRY) -> None:
-        label = {"labelnames": ["service"], "registry": registry}
         self.registry, self._service = registry, service
         self._transactions = Counter(
             "weir_transactions_total",
@@ -31,12 +30,14 @@ class StreamMetrics:
             "weir_transaction_duration_seconds",
             "From the first record sent to the commit's answer.",
             buckets=DURATION_BUCKETS_S,
-            **label,  # type: ignore[arg-type]
+            labelnames=["service"],
+            registry=registry,
         ).labels(service)
         self._in_flight = Gauge(
             "weir_rows_in_flight",
             "Records read and not yet delivered; the service's settings bound them.",
-            **label,  # type: ignore[arg-type]
+            labelnames=["service"],
+            registry=registry,
         ).labels(service)
         self._rows = Gauge(
             "weir_state_rows",
@@ -47,7 +48,8 @@ class StreamMetrics:
         self._forgotten = Counter(
             "weir_state_rows_forgotten_total",
             "Rows let go because no window could see them any more.",
-            **label,  # type: ignore[arg-type]
+            labelnames=["service"],
+            registry=registry,
         ).labels(service)
         self._restored_rows = Counter(
             "weir_state_restored_rows_total",
@@ -59,7 +61,8 @@ class StreamMetrics:
             "weir_state_restore_duration_seconds",
             "Until a partition's state was here.",
             buckets=_LONG_BUCKETS_S,
-            **label,  # type: ignore[arg-type]
+            labelnames=["service"],
+            registry=registry,
         ).labels(service)
         self._standby_lag = Gauge(
             "weir_state_standby_lag_records",
@@ -76,7 +79,8 @@ class StreamMetrics:
         self._snapshot_time = Gauge(
             "weir_state_snapshot_timestamp_seconds",
             "When the last snapshot was written, seconds since 1970.",
-            **label,  # type: ignore[arg-type]
+            labelnames=["service"],
+            registry=registry,
         ).labels(service)
         self._damaged = Counter(
             "weir_state_damaged_total",

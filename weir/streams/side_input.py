@@ -22,6 +22,7 @@ from weir.streams.history import open_consumer, partitions
 log = get_logger("weir.streams.side_input")
 
 _POLL_MS = 200
+# How long the broker gathers what comes before it answers: an answer costs as much as many records.
 _LINGER_MS = 100
 # So much is worth an answer before the linger has passed.
 _GATHERED_BYTES = 65_536
@@ -33,8 +34,6 @@ class SideInput:
 
     Args:
         since_ms: where to begin in a partition of which nothing is known, ms since the epoch; 0 is its start.
-        linger_ms: how long the broker gathers what comes before it answers: each answer costs as much as
-            some hundred records.
         rows_waiting_max: beyond it nothing more is fetched until the state has taken some.
     """
 
@@ -45,11 +44,10 @@ class SideInput:
         client_id: str,
         *,
         since_ms: int = 0,
-        linger_ms: int = _LINGER_MS,
         rows_waiting_max: int = 20_000,
     ) -> None:
         self._settings, self.topic, self._client_id = settings, topic, client_id
-        self._since_ms, self._rows_max, self._linger_ms = since_ms, rows_waiting_max, linger_ms
+        self._since_ms, self._rows_max = since_ms, rows_waiting_max
         self._waiting: deque[RecordBatch] = deque()
         self._rows = 0
         self._fetched: dict[int, int] = {}
@@ -122,7 +120,7 @@ class SideInput:
             self._settings,
             self._client_id,
             fetch_min_bytes=_GATHERED_BYTES,
-            fetch_max_wait_ms=self._linger_ms,
+            fetch_max_wait_ms=_LINGER_MS,
         )
         try:
             with one_line(self._settings, self.topic):

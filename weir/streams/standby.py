@@ -17,9 +17,8 @@ from aiokafka.protocol.offset import OffsetRequest
 from weir.client.connection import one_line, stop
 from weir.config import KafkaSettings
 from weir.errors import IntegrityError, WeirError
-from weir.kafka_options import client_options, connect
 from weir.obs.log import get_logger
-from weir.streams.history import partitions
+from weir.streams.history import open_consumer, partitions
 
 log = get_logger("weir.streams.standby")
 
@@ -45,6 +44,10 @@ class ChangelogTooShort(IntegrityError):
         )
 
 
+class NotFollowed(Exception):
+    """The partition is followed no longer."""
+
+
 @dataclass(frozen=True, slots=True)
 class Caught:
     """How far a partition was read, and what that took.
@@ -58,16 +61,7 @@ class Caught:
 
 
 async def _open(settings: KafkaSettings, topic: str, client_id: str) -> AIOKafkaConsumer:
-    consumer = AIOKafkaConsumer(
-        **client_options(settings),
-        client_id=client_id,
-        group_id=None,
-        enable_auto_commit=False,
-        auto_offset_reset="earliest",
-        isolation_level="read_committed",
-        fetch_max_wait_ms=_FETCH_WAIT_MS,
-    )
-    await connect(consumer, settings)
+    consumer = await open_consumer(settings, client_id, fetch_max_wait_ms=_FETCH_WAIT_MS)
     try:
         with one_line(settings, topic):
             await partitions(consumer, topic)
@@ -98,6 +92,10 @@ class _Promotion:
     end: int
     done: "asyncio.Future[Caught]"
     rows: int = 0
+
+    def give_up(self) -> None:
+        if not self.done.done():
+            self.done.set_exception(NotFollowed())
 
 
 @dataclass
@@ -133,12 +131,12 @@ class StandbyFollower:
         self._task.add_done_callback(self._ended)
 
     async def stop(self) -> None:
-        """Disconnect; what is being promoted is cancelled."""
+        """Disconnect; what is being promoted is followed no longer."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
         for promotion in self._promotions.values():
-            promotion.done.cancel()
+            promotion.give_up()
         if self._consumer is not None:
             await stop(self._consumer)
             self._consumer = None
@@ -162,7 +160,7 @@ class StandbyFollower:
         """Follow exactly these; one that is followed goes on where it is, another begins at its offset."""
         self._positions = {partition: self._positions.get(partition, at) for partition, at in starts.items()}
         for partition in self._promotions.keys() - starts.keys():
-            self._promotions.pop(partition).done.cancel()
+            self._promotions.pop(partition).give_up()
         self._changed.set()
 
     async def promote(self, partition: int) -> Caught:
@@ -170,17 +168,17 @@ class StandbyFollower:
 
         Raises:
             ChangelogTooShort: the state is of another log.
-            CancelledError: the partition is followed no longer.
-            KeyError: it was not followed.
+            NotFollowed: the partition is followed no longer, or was not.
         """
-        at = self._positions[partition]
+        if (at := self._positions.get(partition)) is None:
+            raise NotFollowed
         assert self._consumer is not None
         with one_line(self.settings, self.topic):
             end = await _end(self._consumer, TopicPartition(self.topic, partition))
         if end < at:
             raise ChangelogTooShort(self.topic, partition, at, end)
         if partition not in self._positions:
-            raise asyncio.CancelledError
+            raise NotFollowed
         promotion = _Promotion(end, asyncio.get_running_loop().create_future())
         self._promotions[partition] = promotion
         self._note(partition, self._positions[partition], 0)
