@@ -86,7 +86,10 @@ class RiskApp(EngineApp):
         if self._opened is not None and self._opened.standbys is not None:
             told = cast(Any, self.consumer).told
             self._opened.standbys.tell(
-                _numbers(told.standby), _numbers(told.active), settled=not told.unsettled
+                _numbers(told.standby),
+                _numbers(told.active),
+                settled=not told.unsettled,
+                awaited=told.awaited,
             )
 
     async def close_parts(self) -> None:

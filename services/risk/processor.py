@@ -220,7 +220,7 @@ class RiskProcessor:
         known, owed = await self._what_the_worker_knows(restored.labels)
         # No pause between these: what the worker knows must not move on before the partition is here.
         self._floors[place[1]] = Floor(restored.labels, restored.journal_ends)
-        self.state.attach(place[1], restored.accounts, restored.next_offset, known, owed)
+        self.state.attach(place[1], restored.accounts, restored.next_offset, known, owed, restored.changelog)
         return restored.next_offset
 
     async def _what_the_worker_knows(self, labels: Mapping[int, int]) -> tuple[Mapping[int, int], Owed]:

@@ -4,7 +4,7 @@ the input itself.
     standby, or snapshot (minutes old) ──▶ changelog's tail ──▶ mark == what the group has committed ──▶ here
                                                     │ not so, or nothing is there
                                                     ▼
-                                    the input's last days, read again ──▶ here
+                                    the input's last days, read again ──▶ here, and the changelog begins anew
 
 The changelog and the group's offsets commit together, so under exactly-once the mark says just what the group
 says, unless somebody has moved the group's offsets by hand or the changelog is from another feature spec.
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from services.risk.changelog import mark_in, take_in
+from services.risk.changelog import BegunAnew, Log, Replica, mark_in
 from services.risk.reading import PaymentReading
 from services.risk.snapshots import Snapshots
 from services.risk.standby import Standbys
@@ -49,12 +49,14 @@ class Restored:
 
     next_offset: of the input. labels: learnt so far, next offsets.
     journal_ends: what the shared state must have read before the partition is decided on.
+    changelog: where it begins, and what it has yet to be told.
     """
 
     accounts: Accounts
     next_offset: int
     labels: Mapping[int, int]
     journal_ends: Mapping[int, int]
+    changelog: Log
 
 
 class Restoring:
@@ -95,39 +97,44 @@ class Restoring:
         # first: a broker that is away just then would cost what is warm.
         journal_topic = self._topics.risk_journal
         ends = await end_offsets(self._kafka, journal_topic, f"{self._client_id}-restore", undecided=True)
-        warm = await self._standbys.take(partition) if self._standbys is not None else None
-        if warm is not None and self._fits(warm.mark, committed):
-            accounts, mark, row_count = warm.accounts, warm.mark, warm.row_count
-        else:
+        found = await self._standbys.take(partition) if self._standbys is not None else None
+        if found is None or not self._fits(found, committed):
             # Its table goes before another of the partition comes: there is room for one.
-            warm = None
-            accounts, mark, row_count = await self._from_whole_changelog(partition)
-            source = "changelog"
-        if not self._fits(mark, committed):
-            accounts, row_count = await self._from_input(partition, committed)
-            mark, source = None, "input"
+            found = None
+            found, source = await self._from_whole_changelog(partition), "changelog"
+        if self._fits(found, committed):
+            changelog = found.log
+        else:
+            found = None
+            found, source = await self._from_input(partition, committed), "input"
+            changelog = Log.anew(await self._changelog_end(partition), found.accounts)
         duration_s = time.monotonic() - begun_s
-        self._metrics.restored(source, row_count, duration_s)
+        self._metrics.restored(source, found.row_count, duration_s)
         log.info(
             "partition_restored",
             partition=partition,
             source=source,
-            row_count=row_count,
-            accounts=accounts.row_count,
+            row_count=found.row_count,
+            accounts=found.accounts.row_count,
+            to_write=changelog.keys.size,
             duration_s=round(duration_s, 3),
         )
-        labels = mark.labels if mark is not None else {}
-        return Restored(accounts, committed or 0, labels, ends)
+        labels = found.mark.labels if found.mark is not None else {}
+        return Restored(found.accounts, committed or 0, labels, ends, changelog)
 
     def labels(self, known: Mapping[int, int], ends: Mapping[int, int]) -> AsyncIterator[RecordBatch]:
         """The labels between two positions."""
         return read_range(self._kafka, self._topics.labels, known, ends, f"{self._client_id}-restore")
 
-    def _fits(self, mark: Mark | None, committed: int | None) -> bool:
+    def _fits(self, found: Replica, committed: int | None) -> bool:
+        mark = found.mark
         if mark is None:
             return not committed
         if mark.spec != self._state.spec.id:
             log.warning("changelog_of_another_spec", spec=mark.spec, expected=self._state.spec.id)
+            return False
+        if not found.is_whole:
+            log.warning("changelog_not_whole", since=mark.since)
             return False
         if self._exact and mark.next_offset != (committed or 0):
             log.warning("offsets_moved", state_offset=mark.next_offset, group_offset=committed)
@@ -137,42 +144,42 @@ class Restoring:
 
     # -- snapshot and changelog ----------------------------------------------------------------------------
 
-    async def _from_whole_changelog(self, partition: int) -> tuple[Accounts, Mark | None, int]:
+    async def _from_whole_changelog(self, partition: int) -> Replica:
         """As `_from_changelog`; of a changelog with a damaged record nothing, so that the input is read."""
         try:
             return await self._from_changelog(partition)
         except IntegrityError as error:
             self._metrics.damaged("changelog")
             log.error("changelog_damaged", partition=partition, error=str(error))
-            return self._state.new_accounts(), None, 0
+            return Replica(self._state.new_accounts())
 
-    async def _from_changelog(self, partition: int) -> tuple[Accounts, Mark | None, int]:
-        topic = self._topics.risk_accounts
-        ends = await end_offsets(self._kafka, topic, f"{self._client_id}-restore", undecided=True)
-        try:
-            return await self._replayed(partition, ends[partition], None)
-        except StateFull:
-            # Rows that the worker had forgotten are still in the log, and its clock of then may not be: the
-            # newest one tells them from the others, which are no more than that worker held.
-            newest = await self._newest_mark(partition, ends[partition])
-            if newest is None:
-                raise
-            return await self._replayed(partition, ends[partition], newest)
+    async def _from_changelog(self, partition: int) -> Replica:
+        end, since = await self._changelog_end(partition), 0
+        newest: Mark | None = None
+        while True:
+            try:
+                return await self._replayed(partition, end, since, newest)
+            except BegunAnew as begun:
+                since = begun.since
+            except (StateFull, IntegrityError) as error:
+                # Rows that the worker had forgotten are still in the log, and its clock of then may not be:
+                # the newest one tells them from the others, which are no more than that worker held. What
+                # is damaged may be of before the log began.
+                may_fit = isinstance(error, StateFull) and newest is None
+                newest = newest or await self._newest_mark(partition, end)
+                if newest is None or not (may_fit or newest.since > since):
+                    raise
+                since = newest.since
 
-    async def _replayed(
-        self, partition: int, end: int, newest: Mark | None
-    ) -> tuple[Accounts, Mark | None, int]:
+    async def _replayed(self, partition: int, end: int, since: int, newest: Mark | None) -> Replica:
         """Snapshot and changelog together; with `newest` rows that have expired by then need no room."""
-        accounts, mark, start = await asyncio.to_thread(self._snapshots.load_accounts, self._state, partition)
-        row_count = accounts.row_count
-        ahead = np.array([0] if newest is None else newest.clock, np.int64)
-        np.maximum(accounts.clock, ahead, out=accounts.clock)
+        found, start = await asyncio.to_thread(self._snapshots.load_accounts, self._state, partition, since)
+        if newest is not None:
+            found.ahead = np.array(newest.clock, np.int64)
+            found.keep_ahead()
         async for batch in self._changelog(partition, start, end):
-            if (found := take_in(accounts, batch.keys, batch.values, _where(batch))) is not None:
-                mark = found
-                accounts.clock[:] = np.maximum(mark.clock, ahead)
-            row_count += len(batch)
-        return accounts, mark, row_count
+            found.take_in(batch.keys, batch.values, _where(batch))
+        return found
 
     async def _newest_mark(self, partition: int, end: int) -> Mark | None:
         mark = None
@@ -180,17 +187,22 @@ class Restoring:
             mark = mark_in(batch.keys, batch.values, _where(batch)) or mark
         return mark
 
+    async def _changelog_end(self, partition: int) -> int:
+        topic = self._topics.risk_accounts
+        ends = await end_offsets(self._kafka, topic, f"{self._client_id}-restore", undecided=True)
+        return ends[partition]
+
     def _changelog(self, partition: int, start: int, end: int) -> AsyncIterator[RecordBatch]:
         topic, starts, ends = self._topics.risk_accounts, {partition: start}, {partition: end}
         return read_range(self._kafka, topic, starts, ends, f"{self._client_id}-restore")
 
     # -- the input -----------------------------------------------------------------------------------------
 
-    async def _from_input(self, partition: int, committed: int | None) -> tuple[Accounts, int]:
+    async def _from_input(self, partition: int, committed: int | None) -> Replica:
         """Fresh accounts from the input's last days; terminals learn what they have not seen."""
-        accounts, count = self._state.new_accounts(), 0
+        found = Replica(self._state.new_accounts())
         if not committed or not self._restore_days:
-            return accounts, count
+            return found
         nobody = Terminals(self._state.spec, rows_max=self._state.terminals.rows.row_max)
         since_ms = self._now_ms() - self._restore_days * _DAY_MS
         kafka, topics, client_id = self._kafka, self._topics, f"{self._client_id}-restore"
@@ -202,8 +214,9 @@ class Restoring:
             times = ReadTimes(told, self._journal_damaged)
             ends = {partition: committed}
             async for batch in read_until(kafka, topics.transactions, ends, since_ms, client_id):
-                count += self._reading.absorb(batch.values, await times.of(batch), accounts, nobody)
-        return accounts, count
+                times_ms = await times.of(batch)
+                found.row_count += self._reading.absorb(batch.values, times_ms, found.accounts, nobody)
+        return found
 
     def _journal_damaged(self, error: IntegrityError) -> None:
         self._metrics.damaged("journal")

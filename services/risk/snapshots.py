@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
+from services.risk.changelog import Replica
 from services.risk.state import Positions, RiskState
 from weir.config import KafkaSettings
 from weir.errors import IntegrityError, MissingPart, WeirError
@@ -99,11 +100,13 @@ class Snapshots:
         said = error.strerror if isinstance(error, OSError) else None
         log.error("snapshot_not_written", file=path.name, error=said or str(error))
 
-    def load_accounts(self, state: RiskState, partition: int) -> tuple[Accounts, Mark | None, int]:
-        """The partition's accounts of the last snapshot, their mark, and where the changelog goes on.
+    def load_accounts(self, state: RiskState, partition: int, since: int = 0) -> tuple[Replica, int]:
+        """The partition's accounts of the last snapshot, and where the changelog goes on.
 
         Without one, or with one that is damaged: none, and the changelog's beginning.
 
+        Args:
+            since: where the changelog begins, as far as is known; a snapshot of before is none.
         Raises:
             StateFull: the snapshot holds more than the worker may.
         """
@@ -111,12 +114,13 @@ class Snapshots:
         try:
             accounts, header = Accounts.load(path, state.spec, rows_max=state.accounts_max)
             mark = journal.decode(bytes.fromhex(header["mark"]), Mark, str(path))
-            return accounts, mark, int(header["changelog_offset"])
+            if mark.since >= since:
+                return Replica.of_snapshot(accounts, mark), int(header["changelog_offset"])
         except MissingPart:
             pass  # the changelog alone will do
         except IntegrityError as error:
             self._damaged(error)
-        return state.new_accounts(), None, 0
+        return Replica(state.new_accounts(), since=since), since
 
     def load_terminals(self, state: RiskState) -> bool:
         """Give the state the terminals of the last snapshot, and its positions; whether there was one."""

@@ -10,45 +10,39 @@ group: what is warm stays until a settled round does not name it.
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
-from services.risk.changelog import take_in
+from services.risk.changelog import BegunAnew, Replica
 from weir.config import KafkaSettings
 from weir.errors import IntegrityError, WeirError
-from weir.features.accounts import Accounts
 from weir.obs.log import get_logger
 from weir.obs.stream_metrics import StreamMetrics
 from weir.state.table import StateFull
-from weir.streams.journal import Mark
 from weir.streams.standby import NotFollowed, StandbyFollower
 
 log = get_logger("weir.risk.standby")
 
 _CHECK_S = 1.0
+# Between two askings for a round; each time twice as long.
+_ASK_AGAIN_S, _ASK_AGAIN_MAX_S = 1.0, 60.0
 
-Begin = Callable[[int], tuple[Accounts, Mark | None, int]]
-
-
-@dataclass(slots=True)
-class Warm:
-    """A partition's accounts; mark: what they stand for; row_count: read when it was taken over."""
-
-    accounts: Accounts
-    mark: Mark | None
-    row_count: int = 0
+Begin = Callable[[int, int], tuple[Replica, int]]
 
 
 class Standbys:
     """Keeps the partitions warm that the group has told this worker to; `run` it beside the engine.
 
     Args:
-        begin: accounts, mark and changelog offset to begin from: a snapshot's, or of nothing; in a thread.
+        begin: for a partition, and the offset where its changelog begins: a replica to begin with, a
+            snapshot's or an empty one, and where the changelog goes on from there; called in a thread.
         lag_max: records of the changelog behind which a standby is near.
         metrics: told how far behind each standby is.
         on_failure: called with an error that ends the following.
-        on_near: called once those that are told are near: the group may move what waits for it.
+        on_near: called when those that are told are near, and a partition waits for that: the group may
+            move it. Called again, at ever longer times, while it does not: what it knows of the last
+            owner's position is a moment old.
     """
 
     def __init__(
@@ -66,13 +60,31 @@ class Standbys:
         self._topic, self._begin, self._lag_max = topic, begin, lag_max
         self._metrics, self._on_near = metrics, on_near
         self._follower = StandbyFollower(kafka, topic, self._apply, client_id, on_failure, self._refused)
-        self._warm: dict[int, Warm] = {}
+        self._warm: dict[int, Replica] = {}
+        # Where the changelog of a partition began anew, as far as was seen.
+        self._since: dict[int, int] = {}
         self._wanted: frozenset[int] = frozenset()
-        self._said: set[int] = set()
+        self._awaited = False
+        self._ask_at_s, self._ask_again_s = 0.0, _ASK_AGAIN_S
         self._changed = asyncio.Event()
 
-    def tell(self, standby: Collection[int], active: Collection[int], *, settled: bool) -> None:
-        """What the group says: keep `standby` warm, and what is here of `active` until it is taken."""
+    def tell(
+        self,
+        standby: Collection[int],
+        active: Collection[int],
+        *,
+        settled: bool = True,
+        awaited: bool = False,
+    ) -> None:
+        """What the group says: keep `standby` warm, and what is here of `active` until it is taken.
+
+        Args:
+            settled: no partition is on its way.
+            awaited: one of `standby` moves here once it is near.
+        """
+        if not awaited:
+            self._ask_at_s, self._ask_again_s = 0.0, _ASK_AGAIN_S
+        self._awaited = awaited
         here = self._warm.keys()
         stays = here & set(active) if settled else here
         self._wanted = frozenset(standby) | stays
@@ -102,7 +114,7 @@ class Standbys:
         finally:
             await self._follower.stop()
 
-    async def take(self, partition: int) -> Warm | None:
+    async def take(self, partition: int) -> Replica | None:
         """The partition's accounts as its changelog's end has them; None when they are not at hand.
 
         Raises:
@@ -148,15 +160,18 @@ class Standbys:
         self._changed.clear()
         for partition in sorted(self._wanted - self._warm.keys()):
             try:
-                accounts, mark, start = await asyncio.to_thread(self._begin, partition)
+                since = self._since.get(partition, 0)
+                replica, start = await asyncio.to_thread(self._begin, partition, since)
             except StateFull as error:
                 self._refused(partition, error)
                 continue
             # The group may have said something else meanwhile.
             if partition in self._wanted:
-                self._warm[partition] = Warm(accounts, mark)
+                self._warm[partition] = replica
                 self._follower.follow({**self._follower.positions, partition: start})
-                log.info("standby_begun", partition=partition, accounts=accounts.row_count, offset=start)
+                log.info(
+                    "standby_begun", partition=partition, accounts=replica.accounts.row_count, offset=start
+                )
 
     async def _look(self) -> None:
         lags = {partition: self._follower.lag(partition) for partition in self._warm}
@@ -164,22 +179,25 @@ class Standbys:
             if lag is not None:
                 self._metrics.standby_lag(partition, lag)
         near = {partition for partition, lag in lags.items() if lag is not None and lag <= self._lag_max}
-        self._said &= self._warm.keys()
-        if near - self._said and near == self._warm.keys() == self._wanted:
-            self._said = near
+        now_s = time.monotonic()
+        if self._awaited and near == self._warm.keys() == self._wanted and now_s >= self._ask_at_s:
+            self._ask_at_s = now_s + self._ask_again_s
+            self._ask_again_s = min(2 * self._ask_again_s, _ASK_AGAIN_MAX_S)
             await self._on_near()
 
     def _apply(self, partition: int, keys: Sequence[bytes | None], values: Sequence[bytes | None]) -> None:
         if (warm := self._warm.get(partition)) is None:
             return
         try:
-            mark = take_in(warm.accounts, keys, values, f"{self._topic} {partition}")
+            warm.take_in(keys, values, f"{self._topic} {partition}")
+        except BegunAnew as begun:
+            # Still wanted: it begins again there.
+            log.info("standby_begins_anew", partition=partition, since=begun.since)
+            self._since[partition] = begun.since
+            self._drop(partition)
+            self._changed.set()
         except (IntegrityError, StateFull) as error:
             self._refused(partition, error)
-            return
-        if mark is not None:
-            warm.mark = mark
-            warm.accounts.clock[:] = mark.clock
 
     def _refused(self, partition: int, error: WeirError) -> None:
         log.error("standby_dropped", partition=partition, error=str(error))

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from services.risk.changelog import MARK_KEY, Log
 from services.risk.contributions import contributions_of, split_contributions
 from services.risk.ports import Tables
 from weir.columns import ByteColumn
@@ -28,8 +29,6 @@ from weir.streams import journal
 from weir.streams.batch import BatchGroup
 from weir.streams.journal import JournalRecord, Mark
 
-# No account hashes to 0: the key of the partition's mark in its changelog.
-MARK_KEY = bytes(8)
 NOT_SAID = Tables()
 
 
@@ -40,6 +39,7 @@ class Positions:
     inputs: of the partitions held. seen: of all input partitions, as `JournalRecord.seen`.
     journal, labels: of the topics that every worker follows.
     paid: partitions that have learnt what they were owed when they came, see `Owed`.
+    written: how many keys of each partition's `Log` its changelog tells of.
     """
 
     inputs: dict[int, int] = field(default_factory=dict)
@@ -47,11 +47,17 @@ class Positions:
     journal: dict[int, int] = field(default_factory=dict)
     labels: dict[int, int] = field(default_factory=dict)
     paid: set[int] = field(default_factory=set)
+    written: dict[int, int] = field(default_factory=dict)
 
     def copy(self) -> "Positions":
         """As they are now."""
         return Positions(
-            dict(self.inputs), dict(self.seen), dict(self.journal), dict(self.labels), set(self.paid)
+            dict(self.inputs),
+            dict(self.seen),
+            dict(self.journal),
+            dict(self.labels),
+            set(self.paid),
+            dict(self.written),
         )
 
 
@@ -121,6 +127,7 @@ class RiskState:
         # It is forgotten once the worker has learnt as many for good.
         self._known: dict[int, Mapping[int, int]] = {}
         self._owed: dict[int, Owed] = {}
+        self._logs: dict[int, Log] = {}
         # What each table was when nothing more of it could be forgotten: the terminals' is under None.
         self._looked_at: dict[int | None, tuple[int, int]] = {}
         self._open: deque[_Epoch] = deque()
@@ -138,17 +145,21 @@ class RiskState:
         next_offset: int,
         labels: Mapping[int, int],
         owed: Owed | None = None,
+        changelog: Log | None = None,
     ) -> None:
         """The partition's state is here.
 
         Args:
             labels: which it has learnt, those that it is owed included.
             owed: to be learnt with the next group, so that the changelog tells of it.
+            changelog: where it begins, and what it has yet to be told; None: it tells of all.
         """
         self.accounts[partition] = accounts
+        self._logs[partition] = changelog or Log()
         for positions in (self.positions, *(epoch.before for epoch in self._open)):
             positions.inputs[partition] = next_offset
             positions.paid.discard(partition)
+            positions.written.pop(partition, None)
         self._known[partition] = dict(labels)
         if owed is not None and owed.labels:
             self._owed[partition] = owed
@@ -158,9 +169,11 @@ class RiskState:
         self.accounts.pop(partition, None)
         self._known.pop(partition, None)
         self._owed.pop(partition, None)
-        self.positions.inputs.pop(partition, None)
+        self._logs.pop(partition, None)
+        for positions in (self.positions, *(epoch.before for epoch in self._open)):
+            positions.inputs.pop(partition, None)
+            positions.written.pop(partition, None)
         for epoch in self._open:
-            epoch.before.inputs.pop(partition, None)
             epoch.touched.discard(partition)
 
     # -- epochs --------------------------------------------------------------------------------------------
@@ -204,6 +217,10 @@ class RiskState:
         committed = self.committed_positions
         for partition in self._owed.keys() & committed.paid:
             del self._owed[partition]
+        for partition, written in committed.written.items():
+            log = self._logs[partition]
+            if log.keys.size and written >= log.keys.size:
+                self._logs[partition] = Log(log.since)
         for partition, known in list(self._known.items()):
             if all(committed.labels.get(number, 0) >= offset for number, offset in known.items()):
                 del self._known[partition]
@@ -323,12 +340,19 @@ class RiskState:
     # -- what is written -----------------------------------------------------------------------------------
 
     def changelog(self, epoch: int, batch_partitions: Iterable[int], now_ms: int) -> list[ColumnOutput]:
-        """The rows that `epoch` has changed, as they are now, each partition's with its mark at the end."""
+        """The rows that `epoch` has changed, as they are now, each partition's with its mark at the end.
+
+        Beside them a part of those that the changelog has yet to be told.
+        """
         outputs = []
         with_batches = set(batch_partitions)
         for partition in next(each.touched for each in self._open if each.number == epoch):
             accounts = self.accounts[partition]
             rows = accounts.changed_rows(epoch)
+            if (part := self._logs[partition].part(self.positions.written.get(partition, 0))).size:
+                here = accounts.rows.find(part)  # -1: forgotten since
+                rows = np.union1d(rows, here[here >= 0])
+                self.positions.written[partition] = self.positions.written.get(partition, 0) + part.size
             if not rows.size and partition not in with_batches:
                 continue
             keys, values = accounts.encode_rows(rows)
@@ -346,6 +370,7 @@ class RiskState:
 
     def mark(self, partition: int, positions: Positions) -> Mark:
         """What the partition's state stands for."""
+        log = self._logs[partition]
         return Mark(
             journal.MARK_VERSION,
             positions.inputs[partition],
@@ -354,6 +379,8 @@ class RiskState:
             self.accounts[partition].clock.tolist(),
             self.spec.id,
             self.owner,
+            log.since,
+            positions.written.get(partition, 0) >= log.keys.size,
         )
 
     def journal(

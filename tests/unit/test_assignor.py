@@ -200,6 +200,8 @@ def test_a_follower_gets_a_partition_once_it_is_near_and_not_before():
     assert first["old"].active == old.held
     assert len(first["new"].standby) == 1
     assert not first["new"].unsettled
+    assert first["new"].awaited
+    assert not first["old"].awaited
     (moving,) = first["new"].standby
     behind = step({"new": Warmth(warm={moving: 98_999}, follows=True), "old": old}, places(2), lag_max=1000)
     assert behind["old"].active == old.held
@@ -211,6 +213,7 @@ def test_a_follower_gets_a_partition_once_it_is_near_and_not_before():
         {"new": Warmth(warm={moving: 99_900}, follows=True), "old": released}, places(2), lag_max=1000
     )
     assert last["new"].active == {moving}
+    assert not last["new"].awaited
     assert last["new"].before == {moving: "old"}
 
 
@@ -253,6 +256,7 @@ def test_what_a_member_tells_is_what_the_leader_reads(warmth):
         st.frozensets(PLACES, max_size=8),
         st.frozensets(PLACES, max_size=8),
         st.dictionaries(PLACES, st.text(max_size=40), max_size=8),
+        st.booleans(),
         st.booleans(),
     )
 )

@@ -224,7 +224,7 @@ MINUTE_MS = 60_000
 
 
 class DecidingWorker:
-    """Reads payments as the service does, at times of its own, and tells them in the journal."""
+    """Reads payments as the service does, at times of its own, and tells of them as it does."""
 
     def __init__(self, kafka: Kafka, policy: Path) -> None:
         self.kafka, self.state, self.epoch = kafka, new_state(100), 0
@@ -249,12 +249,20 @@ class DecidingWorker:
         self.epoch += 1
         self.state.begin(self.epoch)
         read = self.reading(BatchGroup([RecordBatch("payments", 0, log[first:])]), self.state, at_ms)
+        for output in self.state.changelog(self.epoch, [0], at_ms):
+            for key, value, _ in rows_of(output):
+                self.kafka.add(TOPICS.risk_accounts, key, value)
         self.state.release(self.epoch)
         for output in self.state.journal(
             read.traces, read_ms=at_ms, now_ms=at_ms, model="", policy="", degraded=""
         ):
             for _, value, _ in rows_of(output):
                 self.kafka.add(TOPICS.risk_journal, None, value, at_ms)
+
+    def take_over(self, found: Restored) -> None:
+        """Go on with what was restored, as another worker would."""
+        self.state = new_state(100)
+        self.state.attach(0, found.accounts, found.next_offset, {}, None, found.changelog)
 
 
 LONG_AFTER_MS = START_MS + 20 * DAY_MS
@@ -291,7 +299,8 @@ def deciding(kafka, tmp_path) -> DecidingWorker:
     return worker
 
 
-def from_input(worker: DecidingWorker, tmp_path):
+def found_by_another(worker: DecidingWorker, tmp_path):
+    """What a worker with an empty disk restores of what this one has committed."""
     committed = len(worker.kafka.logs[TOPICS.transactions])
     return restored(tmp_path, new_state(100), committed, worker.reading, LONG_AFTER_MS)
 
@@ -302,7 +311,7 @@ async def test_the_input_restores_just_what_entered_though_it_is_read_long_after
 ):
     """What was of the future then is past by now, what was new then is old: the journal tells when."""
     deciding.kafka.batch_rows = batch_rows
-    found = await from_input(deciding, tmp_path)
+    found = await found_by_another(deciding, tmp_path)
     assert found.accounts.rows.content() == deciding.state.accounts[0].rows.content()
     assert found.accounts.clock.tolist() == deciding.state.accounts[0].clock.tolist()
 
@@ -313,7 +322,7 @@ async def test_what_the_journal_does_not_tell_goes_by_kafkas_timestamp(deciding,
     deciding.kafka.batch_rows = 9
     log = deciding.kafka.logs[TOPICS.risk_journal]
     log[:] = log[left]
-    found = await from_input(deciding, tmp_path)
+    found = await found_by_another(deciding, tmp_path)
     assert found.accounts.rows.content() == deciding.state.accounts[0].rows.content()
 
 
@@ -326,14 +335,14 @@ async def test_a_payment_that_waited_for_a_worker_is_judged_by_when_it_was_read(
     assert deciding.state.accounts[0].rows.content() == before
     deciding.read(late_ms, taken, waited_ms=59 * MINUTE_MS)
     assert deciding.state.accounts[0].rows.content() != before
-    found = await from_input(deciding, tmp_path)
+    found = await found_by_another(deciding, tmp_path)
     assert found.accounts.rows.content() == deciding.state.accounts[0].rows.content()
 
 
 async def test_a_damaged_journal_record_is_passed_over(deciding, tmp_path):
     log = deciding.kafka.logs[TOPICS.risk_journal]
     log[3].value = log[3].value[:-1] + b"?"
-    found = await from_input(deciding, tmp_path)
+    found = await found_by_another(deciding, tmp_path)
     assert found.accounts.rows.content() == deciding.state.accounts[0].rows.content()
 
 
@@ -347,6 +356,6 @@ async def test_a_payment_that_could_not_be_read_then_ends_no_restore_now(decidin
 
     monkeypatch.setattr(reading_module, "validate", breaks)
     deciding.kafka.batch_rows = 9
-    whole = await from_input(deciding, tmp_path)
+    whole = await found_by_another(deciding, tmp_path)
     assert whole.accounts.row_count == 5
     assert whole.accounts.rows.content() != deciding.state.accounts[0].rows.content()

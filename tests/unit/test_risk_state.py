@@ -5,7 +5,8 @@ import random
 import numpy as np
 import pytest
 
-from services.risk.state import MARK_KEY, Owed, RiskState, StateTopics
+from services.risk.changelog import MARK_KEY
+from services.risk.state import Owed, RiskState, StateTopics
 from weir.features.accounts import Accounts
 from weir.features.columns import Labels, Payments
 from weir.kafka.records import ColumnOutput, rows_of

@@ -127,14 +127,15 @@ class Rows:
         """(row_count, row_bytes): the rows in use, in place."""
         return self.table.u8[: self.row_count]
 
+    def keys(self) -> NDArray[np.uint64]:
+        """(row_count,) every row's key, a copy."""
+        return self.block.view(np.uint64)[:, 0].copy()
+
     def content(self) -> dict[int, bytes]:
         """Every row's bytes by its key, without the stamp: what a comparison of two tables means."""
         rows = self.block.copy()
         rows.view(np.uint32)[:, self._stamp_at] = 0
-        return {
-            int(key): row.tobytes()
-            for key, row in zip(rows.view(np.uint64)[:, 0].tolist(), rows, strict=True)
-        }
+        return {int(key): row.tobytes() for key, row in zip(self.keys().tolist(), rows, strict=True)}
 
     def find(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
         """(n,) each key's row, or -1."""

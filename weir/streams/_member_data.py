@@ -12,7 +12,7 @@ Place = tuple[str, int]  # topic and partition
 
 VERSION = 1
 _FOLLOWS, _LEAVING = 1, 2
-_UNSETTLED = 1
+_UNSETTLED, _AWAITED = 1, 2
 _NOTHING = -1
 
 
@@ -42,12 +42,14 @@ class Assignment:
     standby: it keeps these warm; never one of `active`.
     before: for an active partition that is new to the member, the other one who has its newest state, if any.
     unsettled: a partition is on its way, so another round follows at once.
+    awaited: a partition moves to the member once its standby is near: it asks for a round then.
     """
 
     active: frozenset[Place] = frozenset()
     standby: frozenset[Place] = frozenset()
     before: Mapping[Place, str] = field(default_factory=dict)
     unsettled: bool = False
+    awaited: bool = False
 
 
 class MalformedMemberData(IntegrityError):
@@ -147,7 +149,8 @@ def pack_assignment(assignment: Assignment) -> bytes:
     """All but `active`, which the protocol itself carries: version (1), flags (1), standby topics with counts
     and numbers (4 each), then the places that another has, each with that member's id; CRC-32. Big endian."""
     topics = by_topic(assignment.standby)
-    parts = [struct.pack(">BBH", VERSION, _UNSETTLED * assignment.unsettled, len(topics))]
+    flags = _UNSETTLED * assignment.unsettled | _AWAITED * assignment.awaited
+    parts = [struct.pack(">BBH", VERSION, flags, len(topics))]
     for topic, numbers in topics.items():
         parts += [_text(topic), struct.pack(f">I{len(numbers)}I", len(numbers), *numbers)]
     parts.append(struct.pack(">I", len(assignment.before)))
@@ -176,4 +179,6 @@ def unpack_assignment(active: Iterable[Place], data: bytes | None) -> Assignment
         (number,) = reader.take(">I")
         before[topic, number] = reader.text()
     reader.end()
-    return Assignment(frozenset(active), frozenset(standby), before, bool(flags & _UNSETTLED))
+    return Assignment(
+        frozenset(active), frozenset(standby), before, bool(flags & _UNSETTLED), bool(flags & _AWAITED)
+    )

@@ -78,7 +78,7 @@ def assign(
             load[member] += 1
     reader = {place: member for member, places in active.items() for place in places}
     standby = {member: set[Place]() for member in members} | _standbys(able, reader, standby_replicas)
-    return _whole(members, active, standby, unsettled=False)
+    return _whole(members, active, standby)
 
 
 def step(
@@ -96,7 +96,7 @@ def step(
     reader = {place: member for member, each in goal.items() for place in each.active}
     active: dict[str, set[Place]] = {member: set() for member in members}
     standby = {member: set(each.standby) for member, each in goal.items()}
-    holder, unsettled = holders(members), False
+    holder, unsettled, awaited = holders(members), False, set[str]()
     for place, member in reader.items():
         now = holder.get(place, member)
         if now == member:
@@ -105,16 +105,18 @@ def step(
             active[now].add(place)
             standby[member].add(place)
             standby[now].discard(place)
+            awaited.add(member)
         else:
             unsettled = True
-    return _whole(members, active, standby, unsettled)
+    return _whole(members, active, standby, unsettled, awaited)
 
 
 def _whole(
     members: Mapping[str, Warmth],
     active: Mapping[str, Collection[Place]],
     standby: Mapping[str, Collection[Place]],
-    unsettled: bool,
+    unsettled: bool = False,
+    awaited: Collection[str] = (),
 ) -> dict[str, Assignment]:
     return {
         member: Assignment(
@@ -122,6 +124,7 @@ def _whole(
             frozenset(standby[member]),
             _before(members, active[member], member),
             unsettled,
+            member in awaited,
         )
         for member in members
     }
@@ -257,6 +260,7 @@ class WarmAssignor(AbstractPartitionAssignor):  # type: ignore[misc]  # aiokafka
                 frozenset().union(*(part.standby for part in each)),
                 {place: other for part in each for place, other in part.before.items()},
                 unsettled,
+                any(part.awaited for part in each),
             )
             topics = list(by_topic(whole.active).items())
             answer[member] = ConsumerProtocolMemberAssignment(0, topics, pack_assignment(whole))

@@ -17,7 +17,8 @@ import msgspec
 
 from weir.errors import IntegrityError
 
-MARK_VERSION = 1
+# 1 did not say where the changelog begins.
+MARK_VERSION = 2
 # 1 had neither rates nor reasons.
 JOURNAL_VERSION = 2
 _CRC_BYTES = 4
@@ -34,6 +35,8 @@ class Mark(msgspec.Struct, frozen=True, array_like=True):
     clock: the state's own counters.
     spec: what the state's rows mean; another spec cannot use them.
     owner: which worker wrote it.
+    since: the changelog's offset from which on it tells of this state; what is before tells of another.
+    whole: whether it tells of every row by now.
     """
 
     version: int
@@ -43,6 +46,8 @@ class Mark(msgspec.Struct, frozen=True, array_like=True):
     clock: list[int]
     spec: str
     owner: str
+    since: int = 0
+    whole: bool = True
 
 
 class JournalRecord(msgspec.Struct, frozen=True, array_like=True):
