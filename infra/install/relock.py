@@ -20,6 +20,7 @@ _LOCKS = {
     "dev": ("pyproject.toml", "--all-extras"),
     "boot": ("requirements/boot.in",),
     "java": ("requirements/java.in",),
+    "models": ("requirements/models.in", "--no-deps"),
     "triton": ("requirements/triton.in", "--overrides=requirements/triton-overrides.txt"),
 }
 
