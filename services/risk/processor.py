@@ -9,9 +9,10 @@ import numpy as np
 from services.risk.contributions import contributions_max
 from services.risk.labels import LabelReading
 from services.risk.ports import Counts, Scorer, Tables, Writer
+from services.risk.positions import Owed, Positions
 from services.risk.reading import PaymentReading, ReadBatch
 from services.risk.restore import Restoring
-from services.risk.state import Owed, Positions, RiskState
+from services.risk.state import RiskState
 from services.risk.writing import Scored
 from weir.errors import IntegrityError
 from weir.features.columns import Labels

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from services.risk.changelog import Replica
-from services.risk.state import Positions, RiskState
+from services.risk.positions import Positions
+from services.risk.state import RiskState
 from weir.config import KafkaSettings
 from weir.errors import IntegrityError, MissingPart, WeirError
 from weir.features.accounts import Accounts

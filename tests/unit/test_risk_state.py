@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from services.risk.changelog import MARK_KEY
-from services.risk.state import Owed, RiskState, StateTopics
+from services.risk.positions import Owed
+from services.risk.state import RiskState, StateTopics
 from weir.features.accounts import Accounts
 from weir.features.columns import Labels, Payments
 from weir.kafka.records import ColumnOutput, rows_of

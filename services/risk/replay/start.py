@@ -4,8 +4,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.risk.positions import Positions
 from services.risk.snapshots import positions_of
-from services.risk.state import Positions, RiskState, StateTopics
+from services.risk.state import RiskState, StateTopics
 from weir.errors import IntegrityError, MissingPart
 from weir.features.accounts import Accounts
 from weir.features.terminals import Terminals
