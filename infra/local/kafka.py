@@ -340,10 +340,10 @@ class KafkaServer(LocalServer):
     def probe(self) -> str | None:
         """None once the broker lists itself in its metadata."""
         try:
-            count = broker_count(self.internal_port)
+            known = brokers_known(self.internal_port)
         except (OSError, struct.error):
             return f"no answer on port {self.internal_port}"
-        return None if count else "the broker has not joined its own cluster"
+        return None if known else "the broker has not joined its own cluster"
 
 
 def _addresses(ports: Mapping[str, int]) -> str:
@@ -380,8 +380,10 @@ def make_class_cache(java: Java) -> bool:
     return True
 
 
-def broker_count(port: int, timeout_s: float = 2.0) -> int:
-    """How many brokers the one at `port` knows: a Metadata request (version 1) for no topics.
+def brokers_known(port: int, timeout_s: float = 2.0) -> frozenset[int]:
+    """The node ids of the brokers that the one at `port` knows: a Metadata request (version 1) for no topics.
+
+    A broker that the controller has shut out (fenced) is not among them, be it that it runs.
 
     Raises:
         OSError: nobody answers. struct.error: what answers is not Kafka.
@@ -393,8 +395,17 @@ def broker_count(port: int, timeout_s: float = 2.0) -> int:
         (size,) = struct.unpack(">i", _exactly(connection, 4))
         if not 8 <= size <= 1 << 20:
             raise struct.error("not a Kafka answer")
-        _correlation, brokers = struct.unpack_from(">ii", _exactly(connection, size))
-    return int(brokers)
+        answer = _exactly(connection, size)
+    _correlation, count = struct.unpack_from(">ii", answer)
+    found, at = set(), 8
+    for _ in range(count):
+        node_id, host_bytes = struct.unpack_from(">ih", answer, at)
+        found.add(node_id)
+        # Host and port, then the rack, whose length is -1 where there is none.
+        at += 6 + host_bytes + 4
+        (rack_bytes,) = struct.unpack_from(">h", answer, at)
+        at += 2 + max(rack_bytes, 0)
+    return frozenset(found)
 
 
 def _exactly(connection: socket.socket, byte_count: int) -> bytes:

@@ -17,7 +17,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from infra.local import java, layout, triton
-from infra.local.kafka import KafkaServer, broker_count
+from infra.local.kafka import KafkaServer, brokers_known
 from infra.local.mariadb import MariaDbServer
 from infra.local.ports import LOOPBACK, PortTaken, free_port, is_free
 from infra.local.server import LocalServer, ServerFailed
@@ -264,7 +264,7 @@ def test_servers_die_with_a_killed_parent(tmp_path: Path) -> None:
     )
     assert parent.stdout is not None
     _pid, port = map(int, parent.stdout.readline().split())
-    assert broker_count(port) == 1
+    assert len(brokers_known(port)) == 1
     os.kill(parent.pid, signal.SIGKILL)
     parent.communicate()
     deadline = time.monotonic() + 30

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 from infra.local import layout
-from infra.local.kafka import KafkaNode, KafkaServer, broker_count, new_cluster_id
+from infra.local.kafka import KafkaNode, KafkaServer, brokers_known, new_cluster_id
 from infra.local.pki import ROLES, ensure_pki
 from infra.local.ports import is_free
 from infra.local.process import dies_with_us
@@ -285,10 +285,19 @@ class Cluster:
             assert time.monotonic() < ends_s, f"not whole after {deadline_s} s: {missing}"
             time.sleep(_POLL_S)
 
+    def shut_out(self) -> list[Broker]:
+        """Brokers that run, and that another does not know."""
+        known = [brokers_known(each.server.internal_port) for each in self.brokers]
+        return [
+            each
+            for each in self.brokers
+            if each.server.node is not None and any(each.server.node.node_id not in ids for ids in known)
+        ]
+
     def _not_whole(self) -> str:
         for broker in self.brokers:
             try:
-                count = broker_count(broker.server.internal_port)
+                count = len(brokers_known(broker.server.internal_port))
             except OSError:
                 return f"{broker.name} does not answer"
             if count != len(self.brokers):
