@@ -1,0 +1,1 @@
+"""Language models: weights as they are published, to a model repository that Triton serves."""
