@@ -25,6 +25,10 @@ class Refused(Exception):
     """The request cannot be answered; its text is for the caller."""
 
 
+class Busy(Exception):
+    """The request could be answered later; its text is for the caller."""
+
+
 @dataclass
 class Request:
     """One answer that is wanted.
@@ -74,7 +78,7 @@ class Batcher:
         """Take a request.
 
         Raises:
-            Refused: too long, or too many wait.
+            Refused: empty, or too long. Busy: too many wait.
         """
         room = self._engine.context - len(request.tokens)
         if not request.tokens:
@@ -86,7 +90,7 @@ class Batcher:
             )
         with self._lock:
             if len(self._waiting) >= self._waiting_max:
-                raise Refused(f"{self._waiting_max} requests wait already; try again")
+                raise Busy(f"{self._waiting_max} requests wait already")
             self._waiting.append(request)
         self.arrived.set()
 
