@@ -23,6 +23,8 @@ from tests.support.shifted_clock import set_shift
 
 MOMENT_DEADLINE_S = 1.0
 READY_DEADLINE_S = 60.0
+# A broker that the controller still shuts out by then is started again, as somebody on call would.
+_SHUT_OUT_S = 45.0
 _POLL_S = 0.02
 _HOUR_S = 3600.0
 
@@ -266,7 +268,7 @@ async def _rolling_restart(run: Run, fault: Fault, draw: random.Random) -> None:
         with run.unwatched(broker.name):
             await asyncio.to_thread(broker.server.stop, 30.0)
             broker.server.start()
-        await asyncio.to_thread(run.cluster.wait_whole, READY_DEADLINE_S)
+        await whole(run.cluster, run.note)
         await asyncio.sleep(fault.seconds)
 
 
@@ -281,6 +283,19 @@ async def _broker_away(run: Run, fault: Fault, meanwhile: Callable[[KafkaServer]
 
 
 # --- what several need ---
+
+
+async def whole(cluster: Cluster, note: Callable[[str], None]) -> None:
+    """Wait until every part answers; a broker that runs and is shut out for good is started again."""
+    try:
+        await asyncio.to_thread(cluster.wait_whole, _SHUT_OUT_S)
+    except AssertionError as error:
+        note(str(error))
+        for broker in cluster.shut_out():
+            note(f"{broker.name} runs and is shut out: started again")
+            broker.server.kill()
+            broker.server.start()
+        await asyncio.to_thread(cluster.wait_whole)
 
 
 async def _linked(run: Run, fault: Fault, link: Link, *, reset: bool = False) -> None:

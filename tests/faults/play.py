@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,8 +24,6 @@ SETTINGS = {"session_timeout_s": 6, "commit_interval_s": 0.3, "snapshot_interval
 READY_DEADLINE_S = 150.0
 # After the last fault is over; what is not decided by then is found to be unseen.
 SETTLE_DEADLINE_S = 60.0
-# A broker that the controller still shuts out by then is started again, as somebody on call would.
-_SHUT_OUT_S = 45.0
 _WATCH_S = 0.2
 _START_AGAIN_S = 0.5
 # A set clock makes sound payments look as if they came from the future, or from long ago.
@@ -111,7 +109,9 @@ class Play:
             await asyncio.gather(self._until(self.schedule.seconds), *map(self._befall, self.schedule.faults))
             self.bank.ending = True
             await bank
-            await _make_whole(self.cluster, self.note)
+            # Not in a thread: what starts a server must live as long as it.
+            self.cluster.mend()
+            await actions.whole(self.cluster, self.note)
             await self._settled()
             watch.cancel()
             await asyncio.gather(*(actions.stop(self, worker) for worker in self.workers))
@@ -195,25 +195,9 @@ async def play(
             outcome = await Play(cluster, schedule, workers).run()
     except BaseException as error:  # told onwards, with what was being done; the cluster serves the next run
         error.add_note(f"while this schedule was done:\n{schedule}")
-        await _make_whole(cluster, error.add_note)
+        cluster.mend()
+        await actions.whole(cluster, error.add_note)
         raise
     topics = workers[0].topics.model_dump()
     cluster.kafka.delete_topics([str(name) for name in topics.values() if "." in str(name)])
     return outcome
-
-
-async def _make_whole(cluster: Cluster, note: Callable[[str], None]) -> None:
-    """Mend what the faults have left, and wait for it.
-
-    Not in a thread: what starts a server must live as long as it.
-    """
-    cluster.mend()
-    try:
-        await asyncio.to_thread(cluster.wait_whole, _SHUT_OUT_S)
-    except AssertionError as error:
-        note(str(error))
-        for broker in cluster.shut_out():
-            note(f"{broker.name} runs and is shut out: started again")
-            broker.server.kill()
-            broker.server.start()
-        await asyncio.to_thread(cluster.wait_whole)
