@@ -77,7 +77,18 @@ def main() -> int:
     seeds = [arguments.fault_seed]
     if arguments.fault_seed is None:
         seeds = random.SystemRandom().sample(range(_SEEDS_END), arguments.seeds)
-    tally, number = Tally(), 0
+    tally = Tally()
+    try:
+        _all(seeds, arguments, tally)
+    except KeyboardInterrupt:
+        print("interrupted")
+    print(f"\n{tally}")
+    return 1 if tally.bad_seeds else 0
+
+
+def _all(seeds: list[int], arguments: argparse.Namespace, tally: Tally) -> None:
+    """Run every seed; a cluster that may be broken is followed by a fresh one."""
+    number = 0
     while number < len(seeds):
         with ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="weir-soak-"))
@@ -96,8 +107,6 @@ def main() -> int:
                 )
                 whole = _one(cluster, schedule, tally, arguments.guarantee)
                 number += 1
-    print(f"\n{tally}")
-    return 1 if tally.bad_seeds else 0
 
 
 def _one(cluster: Cluster, schedule: Schedule, tally: Tally, wanted: str) -> bool:
