@@ -1,0 +1,1 @@
+"""What the chat service is worth, measured: each figure with the size of its set and an interval."""
