@@ -1,0 +1,1 @@
+"""Answers: the bank's own passages, or a model's sentences that these bear out."""
