@@ -13,8 +13,8 @@ SENTENCE_CHARS_MAX = 600
 _ABBREVIATIONS = frozenset(
     re.findall(
         r"\S+",
-        """mr mrs ms dr prof st no nos vs etc eg ie e.g i.e approx inc ltd co corp dept est fig jan feb mar apr jun jul
-        aug sep sept oct nov dec min max tel ext art sec para a.m p.m u.s u.k""",
+        """mr mrs ms dr prof st no nos vs etc eg ie e.g i.e approx inc ltd co corp dept est fig jan feb mar
+        apr jun jul aug sep sept oct nov dec min max tel ext art sec para a.m p.m u.s u.k""",
     )
 )
 _CLOSING = "\"'”’)]』」》"
