@@ -1,0 +1,218 @@
+"""`weir knowledge`: the bank's own documents, in versions."""
+
+import asyncio
+import json
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from services.chat.domain import Language
+from services.chat.knowledge.errors import ImportRefused, KnowledgeMissing
+from services.chat.knowledge.settings import KnowledgeSettings
+from services.chat.knowledge.store import FolderStore
+from services.chat.knowledge.tokens import language_of
+
+if TYPE_CHECKING:
+    from services.chat.knowledge.search import Found
+
+app = typer.Typer(help="The bank's own documents: import them, search them.", no_args_is_help=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="For programs: one JSON object.")]
+Root = Annotated[Path | None, typer.Option("--folder", help="Where the versions lie.")]
+
+STARTER = Path(__file__).parent / "starter"
+
+
+def _store(folder: Path | None) -> tuple[FolderStore, KnowledgeSettings]:
+    settings = KnowledgeSettings.load()
+    return FolderStore(folder or settings.folder), settings
+
+
+@app.command("import")
+def import_(
+    directory: Annotated[
+        Path | None, typer.Argument(help="Folder of Markdown, HTML, CSV and PDF; none takes the starter set.")
+    ] = None,
+    use: Annotated[bool, typer.Option("--use/--no-use", help="Put it in use at once.")] = True,
+    folder: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take a folder in as a new version; one that changes nothing makes none."""
+    from services.chat.knowledge.importer import import_folder
+
+    store, settings = _store(folder)
+    try:
+        done = asyncio.run(
+            import_folder(directory or STARTER, store, settings, now_ms=time.time_ns() // 1_000_000, use=use)
+        )
+    except ImportRefused as error:
+        for problem in error.problems[1:]:
+            typer.echo(problem, err=True)
+        raise
+    if as_json:
+        about = {
+            "version": done.name,
+            "made": done.made,
+            "in_use": store.current() == done.name,
+            "documents": done.documents,
+            "passages": done.passages,
+            "quarantined": [{"id": held.id, "reason": held.reason} for held in done.quarantined],
+            "duplicates": [
+                {"first": first, "second": second, "share": round(share, 3)}
+                for first, second, share in done.duplicates
+            ],
+            "ignored": list(done.ignored),
+        }
+        typer.echo(json.dumps(about, indent=2, ensure_ascii=False))
+        return
+    for held in done.quarantined:
+        typer.echo(f"kept out     {held.id}: {held.reason}")
+    for first, second, share in done.duplicates:
+        typer.echo(f"nearly same  {first} and {second}: {share:.0%}")
+    for name in done.ignored:
+        typer.echo(f"not read     {name}")
+    counted = f"{done.documents} documents, {done.passages} passages"
+    state = "in use" if store.current() == done.name else f"not in use; `weir knowledge use {done.name}`"
+    typer.echo(
+        f"{'version' if done.made else 'nothing changed since version'} {done.name}: {counted}, {state}"
+    )
+
+
+@app.command("list")
+def list_(folder: Root = None, as_json: AsJson = False) -> None:
+    """The versions, oldest first; the one in use has a star."""
+    store, _ = _store(folder)
+    in_use = store.current()
+    rows = []
+    for name in store.versions():
+        manifest = store.manifest(name)
+        created = datetime.fromtimestamp(manifest.created_ms / 1000, UTC)
+        rows.append(
+            {
+                "version": name,
+                "in_use": name == in_use,
+                "created": created.isoformat(timespec="seconds"),
+                "documents": sum(entry.passages > 0 for entry in manifest.documents.values()),
+                "passages": manifest.passages,
+                "quarantined": manifest.quarantined,
+                "encoder": manifest.encoder,
+            }
+        )
+    if as_json:
+        typer.echo(json.dumps({"versions": rows}, indent=2))
+        return
+    if not rows:
+        raise KnowledgeMissing(f"{store.root}: no knowledge yet. Try `weir knowledge import DIR`.")
+    for row in rows:
+        star = "*" if row["in_use"] else " "
+        vectors = row["encoder"] or "no vectors"
+        typer.echo(
+            f"{star} {row['version']}  {row['created']}  {row['passages']} passages, "
+            f"{row['quarantined']} kept out, {vectors}"
+        )
+
+
+@app.command("use")
+def use_(version: str, folder: Root = None) -> None:
+    """Put a version in use, after checking every byte; running workers take it with their next question."""
+    store, _ = _store(folder)
+    name = store.find(version)
+    store.use(name)
+    typer.echo(f"version {name} is in use")
+
+
+@app.command("diff")
+def diff_(first: str, second: str, folder: Root = None, as_json: AsJson = False) -> None:
+    """Which passages came, went or changed from one version to another."""
+    store, _ = _store(folder)
+    before = {passage.id: passage for passage in store.open(store.find(first)).content.passages}
+    after = {passage.id: passage for passage in store.open(store.find(second)).content.passages}
+    # The same place of a document in another version is a change, not a loss and a gain.
+    places_before, places_after = _places(before), _places(after)
+    changed = sorted(
+        (places_before[place], places_after[place])
+        for place in places_before.keys() & places_after.keys()
+        if before[places_before[place]].text != after[places_after[place]].text
+    )
+    gone = sorted(places_before[place] for place in places_before.keys() - places_after.keys())
+    new = sorted(places_after[place] for place in places_after.keys() - places_before.keys())
+    if as_json:
+        typer.echo(json.dumps({"new": new, "gone": gone, "changed": changed}, indent=2))
+        return
+    for name in gone:
+        typer.echo(f"- {name}")
+    for name in new:
+        typer.echo(f"+ {name}")
+    for old, now in changed:
+        typer.echo(f"~ {old} -> {now}")
+    typer.echo(f"{len(new)} new, {len(gone)} gone, {len(changed)} changed")
+
+
+def _places(names: Iterable[str]) -> dict[str, str]:
+    made = {}
+    for name in names:
+        document, _, version_place = name.rpartition("@")
+        made[f"{document}#{version_place.partition('#')[2]}"] = name
+    return made
+
+
+@app.command("search")
+def search_(
+    question: str,
+    count: Annotated[int, typer.Option(min=1, max=50, help="How many passages.")] = 5,
+    language: Annotated[str | None, typer.Option(help="en or zh; default by the question.")] = None,
+    version: Annotated[str | None, typer.Option(help="Default the one in use.")] = None,
+    folder: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """The passages nearest to a question, with relevance and why; a star marks those that answer it."""
+    from services.chat.knowledge.search import HybridRetriever
+
+    store, settings = _store(folder)
+    name = store.find(version) if version else store.current()
+    if name is None:
+        raise KnowledgeMissing(f"{store.root}: no knowledge yet. Try `weir knowledge import DIR`.")
+    retriever = HybridRetriever(store.open(name), relevance_min=settings.relevance_min)
+    spoken: Language = language_of(question)
+    if language is not None:
+        if language not in ("en", "zh"):
+            raise typer.BadParameter("must be en or zh", param_hint="--language")
+        spoken = "zh" if language == "zh" else "en"
+    found = asyncio.run(retriever.find(question, spoken, count=count, now_ms=time.time_ns() // 1_000_000))
+    if as_json:
+        typer.echo(json.dumps(_as_dict(found, name), indent=2, ensure_ascii=False))
+        return
+    for hit, why in found.nearest:
+        star = "*" if hit.relevance >= found.threshold else " "
+        ranks = f"words {why.bm25_rank or '-'}, meaning {why.vector_rank or '-'}"
+        typer.echo(f"{star} {hit.passage.id}  {hit.relevance:.2f}  {hit.passage.title}  ({ranks})")
+        typer.echo(f"    {hit.passage.text}")
+    if found.degraded:
+        typer.echo(f"degraded: {found.degraded}; by words alone", err=True)
+    if not found.hits:
+        typer.echo(f"Nothing answers this (relevance under {found.threshold:.2f}).")
+
+
+def _as_dict(found: "Found", name: str) -> dict[str, object]:
+    return {
+        "version": name,
+        "threshold": round(found.threshold, 4),
+        "degraded": found.degraded,
+        "passages": [
+            {
+                "id": hit.passage.id,
+                "relevance": round(hit.relevance, 4),
+                "answers": hit.relevance >= found.threshold,
+                "title": hit.passage.title,
+                "text": hit.passage.text,
+                "bm25_rank": why.bm25_rank,
+                "vector_rank": why.vector_rank,
+                "features": {key: round(value, 4) for key, value in why.features.items()},
+            }
+            for hit, why in found.nearest
+        ],
+    }

@@ -1,0 +1,57 @@
+"""The knowledge in use, followed while a worker runs."""
+
+import asyncio
+from collections.abc import Sequence
+
+import structlog
+
+from services.chat.domain import Encoder, Hit, Language
+from services.chat.knowledge.errors import KnowledgeBroken, KnowledgeMissing
+from services.chat.knowledge.search import Found, HybridRetriever
+from services.chat.knowledge.store import Store
+
+log = structlog.get_logger(__name__)
+
+
+class LiveRetriever:
+    """Searches the version in use; a switch is seen with the next question, a broken one changes nothing."""
+
+    def __init__(
+        self, store: Store, encoder: Encoder | None = None, *, relevance_min: float | None = None
+    ) -> None:
+        self._store, self._encoder, self._relevance_min = store, encoder, relevance_min
+        self._retriever: HybridRetriever | None = None
+        self._loading = asyncio.Lock()
+        self._refused: str | None = None
+        self.version: str | None = None
+
+    async def __call__(self, question: str, language: Language, *, count: int, now_ms: int) -> Sequence[Hit]:
+        """The best passages that are valid now, best first; empty when nothing answers the question."""
+        return (await self.find(question, language, count=count, now_ms=now_ms)).hits
+
+    async def find(self, question: str, language: Language, *, count: int, now_ms: int) -> Found:
+        """The same, with why; `degraded` is `no_knowledge` where there is none to search."""
+        await self.refresh()
+        if self._retriever is None:
+            return Found((), (), 1.0, "no_knowledge")
+        return await self._retriever.find(question, language, count=count, now_ms=now_ms)
+
+    async def refresh(self) -> None:
+        """Open the version in use where it is another than before; questions meanwhile wait for it."""
+        async with self._loading:
+            try:
+                name = self._store.current()
+                if name is None or name in (self.version, self._refused):
+                    return
+                # Reading and indexing take seconds for a large knowledge; other tasks go on.
+                retriever = await asyncio.to_thread(self._open, name)
+            except (KnowledgeBroken, KnowledgeMissing) as error:
+                # The last good version stays; a broken one is tried again when the pointer changes.
+                self._refused = error.folder.name if isinstance(error, KnowledgeBroken) else self._refused
+                log.error("knowledge_refused", finding=str(error), in_use=self.version)
+                return
+            self._retriever, self.version, self._refused = retriever, name, None
+            log.info("knowledge_loaded", version=name)
+
+    def _open(self, name: str) -> HybridRetriever:
+        return HybridRetriever(self._store.open(name), self._encoder, relevance_min=self._relevance_min)
