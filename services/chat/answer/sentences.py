@@ -61,9 +61,9 @@ def _end_of_first(text: str, *, at_end: bool) -> int | None:
         if letter not in _HAN_END and letter not in _LATIN_END:
             continue
         end = at + 1
-        while end < len(text) and text[end] in _CLOSING + _HAN_END + _LATIN_END:
+        while end < min(len(text), SENTENCE_CHARS_MAX) and text[end] in _CLOSING + _HAN_END + _LATIN_END:
             end += 1
-        if end == len(text) and not at_end:
+        if end == len(text) and not at_end and end <= SENTENCE_CHARS_MAX:
             return None  # what follows may belong to it
         if letter in _HAN_END or end == len(text) or _ends(text, at, end):
             return end

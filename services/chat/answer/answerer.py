@@ -1,0 +1,171 @@
+"""One answer: the passage's own sentences, or a model's that the passages bear out; nothing else.
+
+no hits ──────────────────────────────▶ nothing: the caller says that it does not know
+extractive ──▶ the passage's sentences
+generated ──▶ model's pieces ──▶ sentences ──check──▶ handed out
+                                    │ first flaw, end of the model, a loop, a deadline
+                                    ▼
+                         the passage's sentences that were not said yet
+"""
+
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import cast
+
+from services.chat.answer.grounding import Stem, check, content_words
+from services.chat.answer.prompt import Prompt, Prompts, Said
+from services.chat.answer.sentences import SentenceStream, sentences_of
+from services.chat.domain import Generator, Hit, Language, Origin, Sentence
+from services.chat.masking.masker import PLACEHOLDER
+from weir.errors import WeirError
+from weir.inference.thinking import ThinkingSplitter
+
+# Of a passage at most; what a customer reads in a chat.
+_SENTENCES_MAX = 3
+# Of a model's answer: whoever has said this much goes on for ever.
+_GENERATED_MAX = 6
+_TOKENS_MAX = 256
+# Thoughts included, whatever the server takes for the end.
+_WRITTEN_CHARS_MAX = 20_000
+_DOES_NOT_KNOW = re.compile(r"\b(?:do not|don't) know\b|不知道", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What is answered; everything in it is masked.
+
+    values: the placeholders that were given; another one in an answer is made up.
+    """
+
+    question: str
+    language: Language
+    hits: Sequence[Hit]
+    history: Sequence[Said] = ()
+    values: frozenset[str] = frozenset()
+
+
+@dataclass(slots=True)
+class Account:
+    """How an answer came about, for the reply and the audit; filled while it is made.
+
+    flaw: why a model's sentence was not shown: a word of `Flaw`, or canary, placeholder, too_long.
+    degraded: why there was no model, or empty. thought: what it thought; never shown.
+    """
+
+    prompt: Prompt | None = None
+    flaw: str = ""
+    degraded: str = ""
+    thought: str = field(default="", repr=False)
+
+
+class Answerer:
+    """Answers turns.
+
+    Args:
+        generator: None answers by passages alone.
+        prompts: needed with a generator.
+        canary: see `Prompts`. stem: of an English word.
+    """
+
+    def __init__(
+        self,
+        generator: Generator | None = None,
+        prompts: Prompts | None = None,
+        *,
+        canary: str = "",
+        stem: Stem = str.lower,
+    ) -> None:
+        if (generator is None) != (prompts is None):
+            raise ValueError("a generator and its prompts belong together")
+        self._generator, self._prompts, self._canary, self._stem = generator, prompts, canary, stem
+
+    async def __call__(self, turn: Turn, account: Account) -> AsyncIterator[Sentence]:
+        """The sentences of the answer, each as soon as it may be shown; none when nothing was found."""
+        said = set[str]()
+        if turn.hits and self._generator is not None and self._prompts is not None:
+            async with aclosing(self._generated(turn, account)) as sentences:
+                async for sentence in sentences:
+                    said.add(_plain(sentence.text))
+                    yield sentence
+            if said and not (account.flaw or account.degraded):
+                return
+        for sentence in passage_sentences(turn.question, turn.hits, self._stem):
+            if _plain(sentence.text) not in said:
+                yield sentence
+
+    async def _generated(self, turn: Turn, account: Account) -> AsyncGenerator[Sentence, None]:
+        assert self._generator is not None
+        assert self._prompts is not None
+        account.prompt = self._prompts(turn.question, turn.hits, turn.history, turn.language)
+        thinking = ThinkingSplitter(begins_inside=self._prompts.thinks_first)
+        stream, count = SentenceStream(), 0
+        pieces = cast(
+            "AsyncGenerator[str, None]", self._generator(account.prompt.text, tokens_max=_TOKENS_MAX)
+        )
+        written = 0
+        try:
+            async with aclosing(pieces) as text:
+                async for piece in text:
+                    written += len(piece)
+                    if written > _WRITTEN_CHARS_MAX:
+                        account.flaw = "too_long"
+                        return
+                    parts = thinking.push(piece)
+                    account.thought += parts.thought
+                    for sentence in stream.push(parts.said):
+                        if (good := self._judged(sentence, turn, account, count)) is None:
+                            return
+                        count += 1
+                        yield good
+        except WeirError as error:
+            account.degraded = getattr(error, "degraded_reason", "model_error")
+            return
+        rest = thinking.finish()
+        account.thought += rest.thought
+        for sentence in [*stream.push(rest.said), *stream.finish()]:
+            if (good := self._judged(sentence, turn, account, count)) is None:
+                return
+            count += 1
+            yield good
+
+    def _judged(self, sentence: str, turn: Turn, account: Account, count: int) -> Sentence | None:
+        """The sentence when it may be shown; else nothing, and the account says why."""
+        if self._canary and self._canary in sentence:
+            account.flaw = "canary"
+        elif not set(PLACEHOLDER.findall(sentence)) <= turn.values:
+            account.flaw = "placeholder"
+        elif count >= _GENERATED_MAX:
+            account.flaw = "too_long"
+        elif _DOES_NOT_KNOW.search(sentence):
+            account.flaw = "does_not_know"
+        else:
+            verdict = check(sentence, [hit.passage for hit in turn.hits], self._stem)
+            if verdict.is_supported:
+                return Sentence(sentence, Origin.GENERATED, verdict.sources)
+            account.flaw = str(verdict.flaw)
+        return None
+
+
+def passage_sentences(question: str, hits: Sequence[Hit], stem: Stem = str.lower) -> list[Sentence]:
+    """Of the best passage the sentences that answer best, in the order in which they stand there.
+
+    They are neighbours, so that none is torn from what it depends on.
+    """
+    if not hits:
+        return []
+    passage, asked = hits[0].passage, content_words(question, stem)
+    sentences = sentences_of(" ".join(passage.text.split()))
+    if len(sentences) <= _SENTENCES_MAX:
+        chosen = sentences
+    else:
+        near = [len(asked & content_words(sentence, stem)) for sentence in sentences]
+        starts = range(len(sentences) - _SENTENCES_MAX + 1)
+        best = max(starts, key=lambda start: (sum(near[start : start + _SENTENCES_MAX]), -start))
+        chosen = sentences[best : best + _SENTENCES_MAX]
+    return [Sentence(sentence, Origin.PASSAGE, (passage.id,)) for sentence in chosen]
+
+
+def _plain(text: str) -> str:
+    return "".join(letter for letter in text.lower() if letter.isalnum())
