@@ -11,7 +11,7 @@ from weir.errors import MissingPart
 SOURCES = layout.ROOT / "infra" / "triton" / "python_llm"
 
 _CONFIG = """\
-# Written by `weir models llm import`. The tensors are those of Triton's vLLM backend.
+# Written by `weir llm import`. The tensors are those of Triton's vLLM backend.
 name: "{name}"
 backend: "python"
 max_batch_size: 0
@@ -53,7 +53,7 @@ def write_embedded(folder: Path, repository: Path, name: str, serving: Serving |
         MissingPart: nothing was converted there.
     """
     if not (folder / ABOUT).is_file():
-        raise MissingPart(f"No converted model in {folder}. Convert one with `weir models llm import`.")
+        raise MissingPart(f"No converted model in {folder}. Convert one with `weir llm import`.")
     serving = serving or Serving()
     model = repository / name
     version = model / "1"

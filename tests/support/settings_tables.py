@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 import services
 from infra.local import layout
 from infra.local.stack_settings import StackSettings
+from services.chat.knowledge.settings import KnowledgeSettings
 from services.keys.settings import KeysServiceSettings
 from services.ledger.settings import LedgerSettings
 from services.risk.settings import RiskSettings
@@ -46,6 +47,7 @@ CLASSES: tuple[type[WeirSettings], ...] = (
     StackSettings,
     SimulatorSettings,
     TrainingSettings,
+    KnowledgeSettings,
 )
 
 _BLOCK = re.compile(r"(<!-- settings of (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
