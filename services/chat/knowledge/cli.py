@@ -197,6 +197,49 @@ def search_(
         typer.echo(f"Nothing answers this (relevance under {found.threshold:.2f}).")
 
 
+@app.command("evaluate")
+def evaluate_(
+    faq: Annotated[
+        Path | None, typer.Option("--faq", help="JSON lines of id, question, answer to search too.")
+    ] = None,
+    fit: Annotated[bool, typer.Option("--fit", help="First fit the relevance anew, by words.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Recall, MRR, and what is found wrongly or missed, on the starter knowledge; by words."""
+    from services.chat.evaluate.retrieval import measure
+    from services.chat.knowledge import relevance
+
+    if fit:
+        from services.chat.evaluate.fit_relevance import fit_starter
+
+        fitted, held_out = asyncio.run(fit_starter(relevance.shipped()))
+        relevance.save(fitted)
+        for language, figures in held_out.items():
+            typer.echo(
+                f"{language}, questions left out of the fit: found wrongly {figures.found_wrongly}, "
+                f"missed {figures.missed}, another first {figures.wrong_first}",
+                err=as_json,
+            )
+    made = asyncio.run(measure(faq_file=faq))
+    if as_json:
+        typer.echo(json.dumps(made, indent=2))
+        return
+    for name, figures_of in made.items():
+        if isinstance(figures_of, dict):
+            typer.echo(f"{name} ({figures_of['passages']} passages)")
+            for way, values in figures_of["search"].items():
+                told = ", ".join(
+                    f"{key} {value['mean']:.3f} ({value['low']:.3f}-{value['high']:.3f}, n={value['count']})"
+                    for key, value in values.items()
+                )
+                typer.echo(f"  {way}: {told}")
+            for key, value in figures_of.get("answered", {}).items():
+                typer.echo(
+                    f"  {key}: {value['share']:.3f} ({value['low']:.3f}-{value['high']:.3f}, "
+                    f"n={value['count']})"
+                )
+
+
 def _as_dict(found: "Found", name: str) -> dict[str, object]:
     return {
         "version": name,

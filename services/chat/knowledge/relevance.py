@@ -1,6 +1,6 @@
 """How likely a passage answers the question: a logistic of what the search saw, fitted on judged questions.
 
-`weir evaluate retrieval --fit` writes the weights; they lie beside this file in `relevance.json`.
+`weir knowledge evaluate --fit` writes the weights; they lie beside this file in `relevance.json`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,11 @@ from services.chat.domain import Language
 
 # What is seen by words, and what by meaning too. All are free of the size of the knowledge.
 BY_WORDS = ("overlap", "strength", "gap", "title_overlap", "unknown", "words")
-BY_BOTH = (*BY_WORDS, "cosine", "cosine_gap")
+BY_BOTH = (*BY_WORDS, "cosine", "cosine_gap", "cosine_lift")
+
+# From this rank on a passage of a large knowledge is taken as beside the question.
+_FAR = 10
+_SHIPPED = Path(__file__).parent / "relevance.json"
 
 
 class Logistic(msgspec.Struct, frozen=True):
@@ -50,7 +54,13 @@ class Relevance(msgspec.Struct, frozen=True):
 @lru_cache(maxsize=1)
 def shipped() -> Relevance:
     """The weights that come with the project."""
-    return msgspec.json.decode((Path(__file__).parent / "relevance.json").read_bytes(), type=Relevance)
+    return msgspec.json.decode(_SHIPPED.read_bytes(), type=Relevance)
+
+
+def save(relevance: Relevance) -> None:
+    """Put fitted weights in the place of those that came."""
+    _SHIPPED.write_bytes(msgspec.json.format(msgspec.json.encode(relevance), indent=1) + b"\n")
+    shipped.cache_clear()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,4 +102,7 @@ def seen(
         others = [cosines.get(other, 0.0) for other in rivals if other != row]
         made["cosine"] = cosines.get(row, 0.0)
         made["cosine_gap"] = cosines.get(row, 0.0) - max(others, default=0.0)
+        # An encoder's cosines lie in a narrow band, another one for each question: against the far ones.
+        far = sorted(cosines.values(), reverse=True)[_FAR:]
+        made["cosine_lift"] = cosines.get(row, 0.0) - (sum(far) / len(far) if far else 0.0)
     return made

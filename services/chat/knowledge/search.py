@@ -21,6 +21,8 @@ log = structlog.get_logger(__name__)
 _DEPTH = 50
 # Of reciprocal rank fusion. Source: Cormack, Clarke and Buettcher 2009.
 _RANK_OFFSET = 60
+# The vectors' share in it: the best of the shares tried, on both languages (see docs/how-to/knowledge.md).
+_MEANING = 0.8
 # A question's first words; what follows changes nothing but the time.
 _QUESTION_WORDS_MAX = 200
 # The title says what the passage is about: its words count this often in the index.
@@ -50,14 +52,32 @@ class Found:
     degraded: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What both searches found: rows of the language's passages, best first.
+
+    cosines: by row; None where the vectors were not asked.
+    """
+
+    asked: Asked
+    by_words: Sequence[int]
+    by_meaning: Sequence[int]
+    cosines: Mapping[int, float] | None
+    degraded: str = ""
+
+    @property
+    def best(self) -> list[int]:
+        """Both in one order."""
+        return fuse(self.by_words, self.by_meaning)
+
+
 class WordIndex:
     """BM25 over passages of one language. Source: Robertson and Zaragoza 2009, in Lucene's variant."""
 
-    def __init__(self, passages: Sequence[Passage], *, titles: bool = True) -> None:
-        """titles: whether the title's words are found too."""
+    def __init__(self, passages: Sequence[Passage]) -> None:
         self.passages = passages
         self._text = [tokens(passage.text) for passage in passages]
-        self._title = [tokens(passage.title) if titles else [] for passage in passages]
+        self._title = [tokens(passage.title) for passage in passages]
         self._valid_from = np.array([passage.valid_from_ms or -(2**62) for passage in passages], np.int64)
         self._valid_to = np.array(
             [2**62 if passage.valid_to_ms is None else passage.valid_to_ms for passage in passages], np.int64
@@ -112,13 +132,18 @@ class HybridRetriever:
         *,
         relevance: Relevance | None = None,
         relevance_min: float | None = None,
-        titles: bool = True,
+        fitted_only: bool = True,
     ) -> None:
-        """encoder: for questions, the one that made the version's vectors; None searches by words alone."""
+        """encoder: for questions, the one that made the version's vectors; None searches by words alone.
+
+        fitted_only: a language for which this encoder's relevance was not fitted is searched by words alone: an
+        encoder that does not know the language ruins what the words find. False is for fitting.
+        """
         content = knowledge.content if isinstance(knowledge, Knowledge) else knowledge
         self._relevance = relevance or shipped()
         self._relevance_min = relevance_min
         self._encoder = encoder
+        self._fitted_only = fitted_only
         self._encoder_name = content.encoder
         self._words: dict[Language, WordIndex] = {}
         self._vectors: dict[Language, VectorIndex] = {}
@@ -127,7 +152,7 @@ class HybridRetriever:
         for language in languages:
             rows = [row for row, passage in enumerate(content.passages) if passage.language == language]
             passages = [content.passages[row] for row in rows]
-            self._words[language] = WordIndex(passages, titles=titles)
+            self._words[language] = WordIndex(passages)
             self._rows |= {passage.id: row for row, passage in enumerate(passages)}
             if content.vectors is not None:
                 self._vectors[language] = ExactVectors(passages, content.vectors[rows])
@@ -141,21 +166,33 @@ class HybridRetriever:
         index = self._words[language]
         if not index.passages:
             return Found((), (), 1.0)
+        looked = await self.look(question, language, now_ms=now_ms)
+        best = looked.best[: max(count, 5)]
+        by_vectors = looked.cosines is not None
+        fitted, logistic = self._relevance.of(language, self._encoder_name if by_vectors else "")
+        nearest: list[tuple[Hit, Why]] = []
+        for row in best:
+            features = seen(looked.asked, row, best, None if fitted == "words" else looked.cosines)
+            hit = Hit(index.passages[row], logistic.probability(features))
+            why = Why(_rank(looked.by_words, row), _rank(looked.by_meaning, row), features)
+            nearest.append((hit, why))
+        threshold = logistic.threshold if self._relevance_min is None else self._relevance_min
+        nearest.sort(key=lambda pair: -pair[0].relevance)
+        hits = [hit for hit, _ in nearest if hit.relevance >= threshold][:count]
+        return Found(hits, nearest[:count], threshold, looked.degraded)
+
+    async def look(self, question: str, language: Language, *, now_ms: int) -> Looked:
+        """What either search found, before it is judged."""
+        index = self._words[language]
         asked = index.ask(question)
         by_words = _ranked(asked.bm25, index.valid(now_ms))
         cosines, degraded = await self._cosines(question, language, now_ms)
         by_meaning = [] if cosines is None else sorted(cosines, key=lambda row: -cosines[row])
-        best = fuse(by_words, by_meaning)[: max(count, 5)]
-        fitted, logistic = self._relevance.of(language, self._encoder_name if cosines is not None else "")
-        nearest: list[tuple[Hit, Why]] = []
-        for row in best:
-            features = seen(asked, row, best, None if fitted == "words" else cosines)
-            hit = Hit(index.passages[row], logistic.probability(features))
-            nearest.append((hit, Why(_rank(by_words, row), _rank(by_meaning, row), features)))
-        threshold = logistic.threshold if self._relevance_min is None else self._relevance_min
-        nearest.sort(key=lambda pair: -pair[0].relevance)
-        hits = [hit for hit, _ in nearest if hit.relevance >= threshold][:count]
-        return Found(hits, nearest[:count], threshold, degraded)
+        return Looked(asked, by_words, by_meaning, cosines, degraded)
+
+    def passages(self, language: Language) -> Sequence[Passage]:
+        """The passages of a language; a row of `look` is a place in it."""
+        return self._words[language].passages
 
     async def _cosines(
         self, question: str, language: Language, now_ms: int
@@ -164,6 +201,8 @@ class HybridRetriever:
         vectors = self._vectors.get(language)
         if vectors is None or self._encoder is None:
             return None, "" if self._encoder is None and not self._vectors else "no_vectors"
+        if self._fitted_only and self._encoder_name not in self._relevance.by_language[language]:
+            return None, "encoder_not_fitted"
         try:
             vector = (await self._encoder([question]))[0]
         except ModelError as error:
@@ -173,7 +212,7 @@ class HybridRetriever:
         return {self._rows[name]: cosine for name, cosine in found.items()}, ""
 
 
-def fuse(by_words: Sequence[int], by_meaning: Sequence[int], weight: float = 0.5) -> list[int]:
+def fuse(by_words: Sequence[int], by_meaning: Sequence[int], weight: float = _MEANING) -> list[int]:
     """Rows by reciprocal rank fusion, best first; `weight` is that of meaning, 0 to 1."""
     points: dict[int, float] = {}
     for share, ranked in ((1 - weight, by_words), (weight, by_meaning)):

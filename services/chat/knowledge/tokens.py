@@ -30,7 +30,7 @@ _STOP_ZH = re.compile(
 )
 # What the same thing is called elsewhere: folded into one word before stemming.
 _SAME_EN = {
-    "atm": "cashmachine", "atms": "cashmachine", "cashpoint": "cashmachine", "passcode": "pin",
+    "atm": "cashmachine", "atms": "cashmachine", "cashpoint": "cashmachine",
     "cellphone": "phone", "mobile": "phone", "telephone": "phone", "overseas": "abroad", "foreign": "abroad",
     "eur": "euro", "charge": "fee", "charges": "fee", "charged": "fee", "cost": "fee", "costs": "fee",
     "stolen": "steal", "stole": "steal", "lost": "lose", "sent": "send", "paid": "pay", "payee": "recipient",
