@@ -1,8 +1,8 @@
 """How well the knowledge is found: recall and MRR, and what is found though nothing answers.
 
 Two sets: the starter knowledge with questions of our own (`questions_en.jsonl`, `questions_zh.jsonl`), and
-any file of questions with their answers, such as Ask CFPB. A passage that a question expects is named by document
-and place, which are the same in both languages.
+any file of questions with their answers, such as Ask CFPB. A passage that a question expects is named by
+document and place, which are the same in both languages.
 """
 
 import json
@@ -254,6 +254,7 @@ async def measure(
 
     passages, asked: the encoder for passages and for questions; without one only words are searched.
     """
+    settings = KnowledgeSettings.model_validate({})
     content = await starter(passages, encoder_name)
     retriever = HybridRetriever(content, asked)
     made: dict[str, object] = {"encoder": encoder_name if passages is not None else ""}
@@ -267,9 +268,7 @@ async def measure(
         }
     if faq_file is not None:
         for name, titles in (("faq", True), ("faq_answers_only", False)):
-            content, judged = faq(
-                faq_file, KnowledgeSettings.model_validate({}).passage_chars_max, titles=titles
-            )
+            content, judged = faq(faq_file, settings.passage_chars_max, titles=titles)
             if passages is not None:
                 content = replace(
                     content, encoder=encoder_name, vectors=await encode(passages, content.passages)

@@ -94,7 +94,9 @@ def read_folder(
                 folder, [f"it holds more than {settings.passages_max:,} passages (passages_max)"]
             )
     if not passages and not problems:
-        problems.append("no passage is left to search" + (" (all are in quarantine)" if held else ""))
+        problems.append(
+            "no passage is left to search" + (f" (all are kept out: one {held[0].reason})" if held else "")
+        )
     if problems:
         raise ImportRefused(folder, problems)
     return Content(passages, entries, held), ignored

@@ -87,7 +87,10 @@ def passages_of(
 
 
 def _first_heading(blocks: Sequence[Block]) -> str:
-    return next((block.headings[0] for block in blocks if block.headings and not block.fields), "")
+    """The heading that stands over the whole document, where one does."""
+    over = {block.headings[:1] for block in blocks}
+    only = over.pop() if len(over) == 1 else ()
+    return only[0] if only and not blocks[0].fields else ""
 
 
 def _parts(paragraphs: Sequence[str], document: str, chars_max: int) -> list[str]:

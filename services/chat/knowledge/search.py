@@ -136,8 +136,8 @@ class HybridRetriever:
     ) -> None:
         """encoder: for questions, the one that made the version's vectors; None searches by words alone.
 
-        fitted_only: a language for which this encoder's relevance was not fitted is searched by words alone: an
-        encoder that does not know the language ruins what the words find. False is for fitting.
+        fitted_only: a language for which this encoder's relevance was not fitted is searched by words alone:
+        an encoder that does not know the language ruins what the words find. False is for fitting.
         """
         content = knowledge.content if isinstance(knowledge, Knowledge) else knowledge
         self._relevance = relevance or shipped()

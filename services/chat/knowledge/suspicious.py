@@ -28,7 +28,7 @@ _SPEECH = (
     (
         "tells a model to ignore what it was told",
         re.compile(
-            r"\b(?:ignore|disregard|forget|override|bypass|skip)\b(?:\W+\w+){0,4}?\W+"
+            r"\b(?:ignore|disregard|forget|override|bypass|skip)\b(?:[\s\"'*_]+\w+){0,4}?[\s\"'*_]+"
             r"(?:instructions?|prompts?|rules?|directions?|guidelines?|context|constraints?|system|programming)\b"
             r"|\b(?:ignore|disregard|forget)\s+(?:all\s+|everything\s+)?(?:of\s+)?(?:the\s+)?(?:previous|above|prior|before)\b"
             r"|(?:忽略|无视|忘记|忘掉|不要理会|不用理会|绕过)[^。！？\n]{0,12}?(?:指令|指示|提示词?|规则|要求|命令|设定|约束)"
