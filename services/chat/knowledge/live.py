@@ -23,6 +23,7 @@ class LiveRetriever:
         self._retriever: HybridRetriever | None = None
         self._loading = asyncio.Lock()
         self._refused: str | None = None
+        self._finding = ""
         self.version: str | None = None
 
     async def __call__(self, question: str, language: Language, *, count: int, now_ms: int) -> Sequence[Hit]:
@@ -39,6 +40,7 @@ class LiveRetriever:
     async def refresh(self) -> None:
         """Open the version in use where it is another than before; questions meanwhile wait for it."""
         async with self._loading:
+            name: str | None = None
             try:
                 name = self._store.current()
                 if name is None or name in (self.version, self._refused):
@@ -47,10 +49,11 @@ class LiveRetriever:
                 retriever = await asyncio.to_thread(self._open, name)
             except (KnowledgeBroken, KnowledgeMissing) as error:
                 # The last good version stays; a broken one is tried again when the pointer changes.
-                self._refused = error.folder.name if isinstance(error, KnowledgeBroken) else self._refused
-                log.error("knowledge_refused", finding=str(error), in_use=self.version)
+                if str(error) != self._finding:
+                    log.error("knowledge_refused", finding=str(error), in_use=self.version)
+                self._refused, self._finding = name, str(error)
                 return
-            self._retriever, self.version, self._refused = retriever, name, None
+            self._retriever, self.version, self._refused, self._finding = retriever, name, None, ""
             log.info("knowledge_loaded", version=name)
 
     def _open(self, name: str) -> HybridRetriever:
