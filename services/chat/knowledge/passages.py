@@ -30,7 +30,8 @@ def sentences(text: str) -> list[str]:
     start = 0
     for match in _END.finditer(text):
         piece = text[start : match.end()]
-        after = text[match.end() :].lstrip()[:1]
+        # A few characters suffice, and a text of line ends alone would be copied again and again.
+        after = text[match.end() : match.end() + 16].lstrip()[:1]
         if match.group().startswith(".") and after:
             short = _SHORT.search(piece)
             if short and not (after.isupper() and _SHORT_ENDS.search(piece)):
