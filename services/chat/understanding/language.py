@@ -1,0 +1,52 @@
+"""Which language a message is written in, by the scripts of its letters."""
+
+import re
+import unicodedata
+from enum import StrEnum
+
+from services.chat.domain import Language
+
+TEXT_CHARS_MAX = 4_000
+"""Characters that are read: a message of megabytes costs no more than a long one."""
+
+_PLACEHOLDER = re.compile(r"\[[A-Z_]{1,20}_\d{1,6}\]")
+
+
+class Script(StrEnum):
+    """What most of a text's letters belong to."""
+
+    LATIN = "latin"
+    HAN = "han"
+    OTHER = "other"  # Cyrillic, Arabic, kana, ...: no head serves it
+    NONE = "none"  # no letters: empty, digits, emoji, placeholders alone
+
+
+def bounded(text: str) -> str:
+    """The part of `text` that is read, in compatibility form (full-width letters become plain ones)."""
+    return unicodedata.normalize("NFKC", text[:TEXT_CHARS_MAX])[:TEXT_CHARS_MAX]
+
+
+def script_of(text: str) -> Script:
+    """The script of most letters; masked spans such as `[CARD_1]` do not count. Han wins a tie."""
+    han = latin = other = 0
+    for char in _PLACEHOLDER.sub(" ", bounded(text)):
+        if not char.isalpha():
+            continue
+        name = unicodedata.name(char, "")
+        if name.startswith("CJK "):
+            han += 1
+        elif name.startswith("LATIN "):
+            latin += 1
+        else:
+            other += 1
+    most = max(han, latin, other)
+    if most == 0:
+        return Script.NONE
+    if han == most:
+        return Script.HAN
+    return Script.LATIN if latin == most else Script.OTHER
+
+
+def language_of(text: str) -> Language:
+    """`zh` where Han letters prevail, else `en`: a script that no head serves is answered in English."""
+    return "zh" if script_of(text) is Script.HAN else "en"
