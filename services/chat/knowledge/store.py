@@ -205,12 +205,8 @@ class FolderStore:
             if hashlib.sha256(files[file]).hexdigest() != sha256:
                 raise KnowledgeBroken(folder, f"{file} differs from its SHA-256 in the manifest")
         try:
-            passages = [
-                msgspec.json.decode(line, type=Passage) for line in files["passages.jsonl"].splitlines()
-            ]
-            held = [
-                msgspec.json.decode(line, type=Quarantined) for line in files["quarantine.jsonl"].splitlines()
-            ]
+            passages = [_PASSAGES.decode(line) for line in files["passages.jsonl"].splitlines()]
+            held = [_QUARANTINED.decode(line) for line in files["quarantine.jsonl"].splitlines()]
             vectors = (
                 np.load(io.BytesIO(files["vectors.npy"]), allow_pickle=False)
                 if "vectors.npy" in files
