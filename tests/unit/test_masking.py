@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.chat.domain import DataClass
-from services.chat.evaluate.pii import Example, measure, read_presidio
+from services.chat.evaluate.pii import Example, measure, read_presidio, read_vectors
 from services.chat.masking import Masker, unmask
 from services.chat.masking import tagger as tagger_module
 from services.chat.masking.masker import PLACEHOLDER
@@ -21,14 +21,14 @@ from services.chat.masking.tagger import Tagger
 from weir.errors import BadInput, IntegrityError
 
 VECTORS = Path(__file__).parents[1] / "conformance" / "masking_vectors.json"
-TEXTS = json.loads(VECTORS.read_text(encoding="utf-8"))["texts"]
+SET = json.loads(VECTORS.read_text(encoding="utf-8"))
+TEXTS = SET["texts"]
 MARK = re.compile(r"«([A-Z_]+):(.*?)»", re.DOTALL)
-HOTLINE = "0800 123 456"
 
 
 @pytest.fixture(scope="module")
 def masker() -> Masker:
-    return Masker(public_numbers=[HOTLINE])
+    return Masker(public_numbers=SET["public_numbers"])
 
 
 @pytest.mark.parametrize("marked", TEXTS)
@@ -176,3 +176,17 @@ def test_a_set_that_is_none_is_refused(tmp_path):
     path.write_text('{"text": "x", "spans": [[0, 1, "PERSON"]], "template_id": 3}\n{"text": 3}\n')
     with pytest.raises(BadInput, match="line 2"):
         read_presidio(path)
+
+
+def test_the_vectors_are_measured_with_those_that_are_missed(masker, tmp_path):
+    examples, public = read_vectors(VECTORS)
+    assert len(examples) == len(TEXTS) + len(SET["missed"])
+    assert public == SET["public_numbers"]
+    whole = measure(masker, examples)
+    assert whole.recall().hits < whole.recall().count
+    assert whole.recall().value > 0.98
+    assert whole.left_alone.value > 0.95
+    path = tmp_path / "vectors.json"
+    path.write_text('{"texts": []}')
+    with pytest.raises(BadInput, match="is not JSON with texts"):
+        read_vectors(path)

@@ -6,6 +6,7 @@ kind.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ _PRESIDIO = {
 _NEUTRAL = frozenset(
     {"GPE", "ORGANIZATION", "ZIP_CODE", "TITLE", "DOMAIN_NAME", "IP_ADDRESS", "NRP", "AGE", "DATE_TIME"}
 )
+_MARK = re.compile(r"«([A-Z_]+):(.*?)»", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,34 @@ def measure(masker: Masker, examples: Iterable[Example]) -> Figures:
 
 def _places(spans: Iterable[tuple[int, int]]) -> set[int]:
     return {at for start, end in spans for at in range(start, end)}
+
+
+def read_vectors(path: Path) -> tuple[list[Example], list[str]]:
+    """Marked texts, those in which the masker is known to err too, and the bank's numbers that are nobody's.
+
+    A text is marked as in "my card «CARD:4111111111111111»"; the file is JSON with `texts`, `missed` and
+    `public_numbers`.
+
+    Raises:
+        BadInput: not such a file.
+    """
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        marked = [str(text) for text in (*rows["texts"], *rows["missed"])]
+        return [_unmarked(text) for text in marked], [str(number) for number in rows["public_numbers"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(
+            "malformed", f"{path.name} is not JSON with texts, missed and public_numbers."
+        ) from error
+
+
+def _unmarked(marked: str) -> Example:
+    text, spans, at = "", list[Span](), 0
+    for mark in _MARK.finditer(marked):
+        text += marked[at : mark.start()]
+        spans.append(Span(len(text), len(text) + len(mark[2]), DataClass(mark[1])))
+        text, at = text + mark[2], mark.end()
+    return Example(text + marked[at:], spans)
 
 
 def read_presidio(path: Path, *, templates: range | None = None) -> list[Example]:

@@ -23,24 +23,31 @@ _CARD_PREFIX = re.compile(r"4|5[0-9]|6[0-9]|2(?:20[0-4]|22[1-9]|2[3-9]|[3-6]|7[0
 # Digits with little between them. One place more than a card needs, so that a longer number is seen as such.
 _RUN = re.compile(r"\+?\(?\d(?:[ \t\n\r.\-_/()*,]{0,3}\d)*(?:\s?(?:x|ext\.?)\s?\d{1,6}\b)?")
 _GROUP = re.compile(r"\d+")
-_IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}[ \-]?\d(?:[ \-.]?[A-Za-z0-9]){12,33}")
+_IBAN = re.compile(
+    r"(?:(?<![A-Za-z0-9])|(?<=[Ii][Bb][Aa][Nn]))[A-Za-z]{2}[ \-]?\d(?:[ \-.]?[A-Za-z0-9]){12,33}"
+)
 _RIC = re.compile(r"(?<![\dA-Za-z])(?:\d[ \-]{0,2}){14,17}[\dXx](?![\dA-Za-z])")
 _CN_MOBILE = re.compile(r"(?<!\d)(?:(?:\+|00)?86[ \-]{0,2})?(1[3-9](?:[ \-]{0,2}\d){9})(?!\d)")
+# Four groups with a mark between that separates other things too; the letters that are typed for 1 and 0.
+_MARKED_GROUPS = re.compile(r"(?<!\d)\d{4}(\s?[|:;~=+\\]\s?)\d{4}\1\d{4}\1\d{1,7}(?!\d)")
+_MISREAD_RUN = re.compile(r"(?<![A-Za-z\d])[\dlIOo](?:[ \-.]{0,2}[\dlIOo]){12,18}(?![A-Za-z\d])")
+_MISREAD = str.maketrans("lIOo", "1100")
+_SSN_TOLD = re.compile(r"(?<!\d)\d(?:[ \-.]{0,2}\d){8}(?!\d)")
 _SSN = re.compile(r"(?<![\d\-])\d{3}([ \-]?)\d{2}\1\d{4}(?![\d\-])")
 
 _BEFORE, _AFTER = 40, 24
-_SAYS_SSN = re.compile(r"\b(?:ssn|social security)\b", re.IGNORECASE)
+_SAYS_SSN = re.compile(r"\b(?:ssn|social security|social(?=:| is\b| number))", re.IGNORECASE | re.ASCII)
 _SAYS_PHONE = re.compile(
     r"\b(?:phone|call|tel|telephone|mobile|cell|reach|contact|text|messages?|sms|whatsapp|fax|desk"
-    r"|office|answering|answers?|ring|dial)\b|电话|手机|致电|联系|拨打|号码",
-    re.IGNORECASE,
+    r"|office|answering|answers?|ring|dial|my number)\b|电话|手机|座机|固话|传真|致电|联系|拨打|号码",
+    re.IGNORECASE | re.ASCII,
 )
 _SAYS_ACCOUNT = re.compile(
     r"\b(?:account|acct|a/c|sort code|routing|iban|customer (?:id|number)|passport|member(?:ship)? number)\b"
     r"|账号|账户|帐号|帐户|卡号|客户号|护照|银行卡",
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,
 )
-_SAYS_CARD = re.compile(r"\b(?:card|visa|mastercard|amex|pan|debit|credit)\b|卡", re.IGNORECASE)
+_SAYS_CARD = re.compile(r"\b(?:card|visa|mastercard|amex|pan|debit|credit)\b|卡", re.IGNORECASE | re.ASCII)
 _NO_NUMBER_OF_A_PERSON = re.compile(
     r"(?:[$€£¥]|\b(?:usd|eur|gbp|cny|rmb|chf|jpy|order|ticket|invoice|ref(?:erence)?|case|version|amount"
     r"|transaction)\b"
@@ -88,6 +95,13 @@ def numbers_in(text: str, regions: Sequence[str], public: frozenset[str]) -> Ite
             match[1] == "-" or _SAYS_SSN.search(_before(text, match.start()))
         ):
             yield Found(match.start(), match.end(), DataClass.NATIONAL_ID, 3)
+    for match in _SSN_TOLD.finditer(text):
+        if _SAYS_SSN.search(_before(text, match.start())):
+            yield Found(match.start(), match.end(), DataClass.NATIONAL_ID, 3)
+    for match in _MARKED_GROUPS.finditer(text):
+        yield from _cards(match[0], match.start())
+    for match in _MISREAD_RUN.finditer(text):
+        yield from _cards(match[0].translate(_MISREAD), match.start())
     for run in _RUN.finditer(text):
         yield from _in_run(text, run, regions, public)
 
@@ -96,7 +110,7 @@ def _in_run(text: str, run: re.Match[str], regions: Sequence[str], public: froze
     digits = _digits(run[0])
     if len(digits) < 6:
         return
-    cards = list(_cards(run))
+    cards = list(_cards(run[0], run.start()))
     yield from cards
     before, after = _before(text, run.start()), text[run.end() : run.end() + _AFTER]
     if cards or digits in public or _DATE.match(run[0].strip()):
@@ -107,16 +121,16 @@ def _in_run(text: str, run: re.Match[str], regions: Sequence[str], public: froze
     elif _NO_NUMBER_OF_A_PERSON.search(before) or _MONEY_AFTER.match(after):
         return
     elif _SAYS_ACCOUNT.search(before) and not _SAYS_PHONE.search(before):
-        yield Found(run.start(), run.end(), DataClass.ACCOUNT, 7)
+        yield Found(_with_letters(text, run.start()), run.end(), DataClass.ACCOUNT, 7)
     elif len(digits) in _PHONE_DIGITS and _is_phone(run[0], before, regions):
         yield Found(run.start(), run.end(), DataClass.PHONE, 5)
     elif _SAYS_ACCOUNT.search(after):
         yield Found(run.start(), run.end(), DataClass.ACCOUNT, 7)
 
 
-def _cards(run: re.Match[str]) -> Iterator[Found]:
+def _cards(run: str, offset: int) -> Iterator[Found]:
     """Card numbers among the groups of a run: whole groups, so that an order number before is none of it."""
-    groups = list(_GROUP.finditer(run[0]))
+    groups = list(_GROUP.finditer(run))
     at = 0
     while at < len(groups):
         digits, found = "", 0
@@ -128,7 +142,7 @@ def _cards(run: re.Match[str]) -> Iterator[Found]:
                 found = last + 1
         if found:
             start, end = groups[at].start(), groups[found - 1].end()
-            yield Found(run.start() + start, run.start() + end, DataClass.CARD, 1)
+            yield Found(offset + start, offset + end, DataClass.CARD, 1)
         at = found or at + 1
 
 
@@ -174,6 +188,12 @@ def _is_phone(said: str, before: str, regions: Sequence[str]) -> bool:
 def _is_set_like_one(said: str) -> bool:
     """Whether it stands as telephone numbers are written: (030) 1234-567, 555-123-4567."""
     return len(_digits(said)) >= 9 and ("(" in said or said.count("-") >= 2 or said.count(".") >= 2)
+
+
+def _with_letters(text: str, start: int) -> int:
+    """Where a number begins that has one or two letters in front, as passports have."""
+    letters = re.search(r"(?<![A-Za-z\d])[A-Za-z]{1,2}$", text[max(0, start - 3) : start])
+    return start - len(letters[0]) if letters else start
 
 
 def _before(text: str, at: int) -> str:

@@ -32,10 +32,15 @@ _NUMBER_WORDS = {
     for word in words.split()
 }
 _TIMES = {"double": 2, "triple": 3}
+# Dashes and middle dots of every kind, which NFKC leaves as they are.
+_ALSO_LOOKS_LIKE = str.maketrans("‐‑‒–—―−·•∙", "-------...")
 _WORD_RUN = re.compile(
-    rf"\b(?:(?:{'|'.join([*_NUMBER_WORDS, *_TIMES])})\b[\s,.\-]{{0,3}}){{4,}}", re.IGNORECASE
+    # Digits may stand among the words: "four 1 1 one".
+    rf"\b(?:(?:{'|'.join([*_NUMBER_WORDS, *_TIMES])}|\d{{1,19}})\b[\s,.\-]{{0,3}}){{4,}}",
+    re.IGNORECASE | re.ASCII,
 )
 _WORD = re.compile(r"[A-Za-z]+")
+_COUNTS = re.compile(r"[^A-Za-z]+[A-Za-z]+[^A-Za-z\d]*$")
 # Fewer Chinese numerals in a row are an amount or a word: 三月, 二百.
 _HAN_RUN = re.compile(rf"(?:[{''.join(_HAN_DIGITS)}][\s\-]?){{4,}}")
 
@@ -86,7 +91,9 @@ def _plain(letter: str) -> str:
         return ""
     if (digit := unicodedata.decimal(letter, None)) is not None:
         return str(digit)
-    return unicodedata.normalize("NFKC", letter).translate(_LOOKS_LIKE)
+    if unicodedata.category(letter) in ("Mn", "Me"):  # a line or a ring over a digit
+        return ""
+    return unicodedata.normalize("NFKC", letter).translate(_LOOKS_LIKE).translate(_ALSO_LOOKS_LIKE)
 
 
 def _inside(pattern: re.Pattern[str], text: str) -> set[int]:
@@ -94,8 +101,14 @@ def _inside(pattern: re.Pattern[str], text: str) -> set[int]:
 
 
 def _with_words(shadow: Shadow) -> Shadow:
-    """The same with each run of number words as digits: "four one double two" is 4122."""
-    runs = list(_WORD_RUN.finditer(shadow.text))
+    """The same with each run of number words as digits: "four one double two" is 4 1 22.
+
+    What stands between them stays: where one number ends and another begins is told by it.
+    """
+    # A word that comes last after digits counts something: "PIN 48 29 13 three times".
+    runs = [
+        run for run in _WORD_RUN.finditer(shadow.text) if _WORD.search(run[0]) and not _COUNTS.match(run[0])
+    ]
     if not runs:
         return shadow
     letters, starts, ends, at = list[str](), list[int](), list[int](), 0
@@ -106,18 +119,21 @@ def _with_words(shadow: Shadow) -> Shadow:
         ends.extend(shadow.ends[at:until])
 
     for run in runs:
-        keep(run.start())
-        times = 1
+        times, times_start = 1, 0
         for word in _WORD.finditer(shadow.text, run.start(), run.end()):
             name, (start, end) = word[0].lower(), shadow.original(word.start(), word.end())
             if name in _TIMES:
-                times = _TIMES[name]
+                keep(word.start())
+                times, times_start, at = _TIMES[name], start, word.end()
                 continue
+            if times > 1:
+                start = times_start
+            else:
+                keep(word.start())
             for _ in range(times):
                 letters.append(str(_NUMBER_WORDS[name]))
                 starts.append(start)
                 ends.append(end)
             times, at = 1, word.end()
-        at = max(at, run.start())
     keep(len(shadow.text))
     return Shadow("".join(letters), starts, ends)

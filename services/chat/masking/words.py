@@ -12,20 +12,32 @@ def _any(*words: str) -> str:
     return "|".join(line.strip() for group in words for line in group.splitlines() if line.strip())
 
 
-_AT = r"\s?(?:@|\(at\)|\[at\]| at (?=[\w\-]{1,63}\.[A-Za-z]{2,10}\b))\s?"
-_DOT = r"\s?(?:\.|\(dot\)|\[dot\])\s?"
+_AT = r"\s?(?:@|\(at\)|\[at\]| at (?=[\w\-]{1,63}(?:\.| dot )[A-Za-z]{2,10}\b))\s?"
+_DOT = r"\s?(?:\.|\(dot\)|\[dot\]| dot )\s?"
 _EMAIL = re.compile(
     rf"[A-Za-z0-9][A-Za-z0-9._%+'\-]{{0,63}}{_AT}[A-Za-z0-9\-]{{1,63}}(?:{_DOT}[A-Za-z0-9\-]{{1,63}}){{1,4}}",
     re.IGNORECASE,
 )
+# Codes that are no secret; one lookbehind each, since their lengths differ.
+_NO_SECRET = "".join(
+    f"(?<!{word} )"
+    for word in re.findall(
+        r"\w+", "error country area sort zip post postal promo swift bic branch status currency routing bank"
+    )
+)
 _SECRET_NAMES = _any(
-    r"""\botp\b
+    rf"""\botp\b
     \bone[- ]time (?:code|passcode|password)\b
     \b(?:verification|security|confirmation|access|sms) code\b
     \bpasscode\b
     \bpin(?: code| number)?\b
     \bcv[vc]2?\b
     \btan\b
+    \bdigits (?:on|at) the back\b
+    {_NO_SECRET}\bcode(?: is| was|:| i got is)
+    背面[^\d\n]{{0,4}}数字?
+    短信码
+    授权码
     验证码
     校验码
     动态码
@@ -34,11 +46,34 @@ _SECRET_NAMES = _any(
     (?:取款|支付|交易)?密码"""
 )
 _SECRET_DIGITS = re.compile(
-    rf"(?:{_SECRET_NAMES})[^\d\n]{{0,24}}?(?<!\d)(\d(?:[ \-]?\d){{2,9}})(?!\d)", re.IGNORECASE
+    rf"(?:{_SECRET_NAMES})[^\d\n]{{0,24}}?(?<!\d)(\d(?:[ \-]?\d){{2,9}})(?!\d)",
+    # ASCII: a Chinese character is no part of the word beside it.
+    re.IGNORECASE | re.ASCII,
+)
+_DIGITS_SECRET = re.compile(
+    rf"(?<![\d.,\-/])(\d(?:[ \-]?\d){{2,7}})(?![\d.,/%])"
+    rf"\s?(?:(?:is|was|as)\s(?:(?:my|the|a|your)\s)?(?:code\b|{_SECRET_NAMES})"
+    rf"|(?:就?是|为)(?:我|你|您|你们)?的?(?:{_SECRET_NAMES}))",
+    re.IGNORECASE | re.ASCII,
 )
 _PASSWORD = re.compile(
-    r"(?:\b(?:password|passphrase|pwd)\b|密码|口令)\s*(?:(?:is|was|to)\b|是|为|:|：|=)\s*[\"'“]?(\S{4,64})",
-    re.IGNORECASE,
+    r"(?:\b(?:password|passphrase|pwd)\b|密码|口令)\s*(?:(?:is|was|to)\b|是|为|:|：|=)\s*[\"'“]?([!-~]{4,64})",
+    re.IGNORECASE | re.ASCII,
+)
+# A plain word may be one too, when it is all that is said.
+_PASSWORD_WORD = re.compile(
+    r"(?:\b(?:password|passphrase|pass|pwd)\b|密码|口令)\s*(?:(?<=\w)\sis\s|[:：=是为])\s*[\"'“]?"
+    r"([A-Za-z][A-Za-z\d]{3,30})[\"'”]?\s*(?=[.!,;，。！；\n]|$)",
+    re.IGNORECASE | re.ASCII,
+)
+_NO_PASSWORDS = frozenset(
+    re.findall(
+        r"\w+",
+        """wrong incorrect invalid expired blocked locked lost forgotten right correct rejected refused
+        unknown broken disabled reset unsafe weak strong short long missing required needed secret safe
+        changed compromised stolen hacked known gone fine good useless accepted denied unavailable
+        protected failing mandatory empty""",
+    )
 )
 _SECRET_WORD = re.compile(r"\d|[^\w\s.,!?]|[a-z][A-Z]")
 _CARD_EXPIRY = re.compile(
@@ -80,6 +115,18 @@ _LATIN_NAME = re.compile(
     rf"(?:\b(?i:{_BEFORE_A_NAME}|(?:my|his|her) (?:{_RELATIVES}),?(?: is| named)?)[\s,:\-]{{1,4}}"
     rf"|\b(?:Mr|Mrs|Ms|Miss|Mx|Dr|Prof|Sir|Madam|Herr|Frau|Mme|Sr|Sra)\b\.?[ \t])({_NAME})"
 )
+# Written small it is told by the plainest of these alone; the second word only where nothing follows.
+_SMALL_NAME = re.compile(
+    r"\b(?i:my (?:full |first |last )?name(?: is|'s|:)|i am called|call me)[ \t]"
+    r"([a-z][a-z'\-]{1,24}(?:[ \t][a-z][a-z'\-]{1,24}(?=\s*(?:[.,!?;\n]|$)))?)(?![\w'\-])"
+)
+_NO_SMALL_NAMES = frozenset(
+    re.findall(
+        r"\w+",
+        """wrong misspelled misspelt spelled spelt on correct incorrect missing different written shown no now
+        too at back later when if about again tomorrow today asap after before by please as old""",
+    )
+)
 # After "I am" and its like stands more often something else.
 _NO_NAMES = frozenset(
     _any(
@@ -108,7 +155,7 @@ _HAN_NAME = re.compile(
 )
 # Words that begin with a family name and are none.
 _NO_HAN_NAMES = re.compile(
-    "高[兴级额]|金[额融卡]|任[何务]|方[便法]|白[金天]|马上|万[一元]|钱[款包]|余额|于是|何时|江苏|石家|黄金|许多|严重|向[银您]|史上|武汉"
+    "高[兴级额中]|金[额融卡]|任[何务]|方[便法]|白[金天]|马上|万[一元]|钱[款包]|余额|于是|何时|江苏|石家|黄金|许多|严重|向[银您]|史上|武汉"
 )
 
 _STREET_WORD = (
@@ -144,17 +191,21 @@ def words_in(text: str) -> Iterator[Found]:
     """E-mail addresses, secrets, names and addresses in a shadow's text."""
     for match in _EMAIL.finditer(text):
         yield Found(match.start(), match.end(), DataClass.EMAIL, 0)
-    for pattern in (_SECRET_DIGITS, _CARD_EXPIRY):
+    for pattern in (_SECRET_DIGITS, _DIGITS_SECRET, _CARD_EXPIRY):
         for match in pattern.finditer(text):
             yield Found(match.start(1), match.end(1), DataClass.CODE, 2)
     for match in _PASSWORD.finditer(text):
         if _SECRET_WORD.search(match[1].rstrip(".,!?\"'”。，")):
             secret = match[1].rstrip("\"'”。，,")
             yield Found(match.start(1), match.start(1) + len(secret), DataClass.CODE, 2)
+    for match in _PASSWORD_WORD.finditer(text):
+        if match[1].lower() not in _NO_PASSWORDS:
+            yield Found(match.start(1), match.end(1), DataClass.CODE, 2)
     yield from _names(text)
     for pattern in (_STREET, _HAN_ADDRESS, _US_STATE_ZIP, _UK_POSTCODE):
         for match in pattern.finditer(text):
-            yield Found(match.start(), match.end(), DataClass.ADDRESS, 8)
+            said = match[0].rstrip(".")  # the sentence's
+            yield Found(match.start(), match.start() + len(said), DataClass.ADDRESS, 8)
     for match in _LIVES.finditer(text):
         yield Found(match.start(1), match.end(1), DataClass.ADDRESS, 8)
 
@@ -163,6 +214,9 @@ def _names(text: str) -> Iterator[Found]:
     for match in _LATIN_NAME.finditer(text):
         name = match[1]
         if name.split()[0].lower().strip(".'’") not in _NO_NAMES:
+            yield Found(match.start(1), match.end(1), DataClass.NAME, 9)
+    for match in _SMALL_NAME.finditer(text):
+        if match[1].split()[0] not in _NO_NAMES | _NO_SMALL_NAMES:
             yield Found(match.start(1), match.end(1), DataClass.NAME, 9)
     for match in _HAN_NAME.finditer(text):
         group = 1 if match[1] else 2
