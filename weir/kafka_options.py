@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import create_conn
 from aiokafka.errors import ClusterAuthorizationFailedError, KafkaConnectionError, KafkaError
 
@@ -17,6 +18,9 @@ from weir.errors import AccessDenied, ConfigError, NeighbourUnavailable, WeirErr
 
 # A laptop's broker answers in milliseconds; a far one within this, or the person should hear of it.
 PROBE_TIMEOUT_MS = 10_000
+
+# How long the other end of a connection may take to say good-bye.
+_CLOSE_S = 1.0
 
 Answer = TypeVar("Answer")
 
@@ -117,6 +121,25 @@ async def uninterrupted(closing: Coroutine[Any, Any, Answer]) -> Answer:
         if not task.done():
             await asyncio.wait([task])
         raise
+
+
+async def closed(closing: Coroutine[Any, Any, Answer], client: AIOKafkaClient) -> Answer:
+    """As `uninterrupted`; a connection whose end does not answer the closing is dropped soon.
+
+    Everything has been said by then: what is missing is TLS's word of good-bye, for which asyncio waits 30 s.
+    """
+    return await uninterrupted(_closed(closing, client))
+
+
+async def _closed(closing: Coroutine[Any, Any, Answer], client: AIOKafkaClient) -> Answer:
+    writers = [(conn, conn._writer) for conn in client._conns.values() if conn._writer is not None]
+    task = asyncio.create_task(closing)
+    while not (await asyncio.wait([task], timeout=_CLOSE_S))[0]:
+        for conn, writer in writers:
+            # Only what is being closed: a member may still be telling its group that it leaves.
+            if conn._writer is None:
+                writer.transport.abort()
+    return task.result()
 
 
 async def why_unreachable(settings: KafkaSettings) -> WeirError | None:

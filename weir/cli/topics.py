@@ -14,7 +14,7 @@ from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
 from weir.config import KafkaSettings, TopicSettings
 from weir.errors import AccessDenied, MissingPart, NeighbourUnavailable, WeirError
-from weir.kafka_options import client_options, connect
+from weir.kafka_options import client_options, closed, connect
 
 _DAY_MS = 86_400_000
 # What windows can be built from again: 31 days, labels twice as far. Kafka keeps 7.
@@ -93,7 +93,7 @@ async def admin(settings: KafkaSettings) -> AsyncIterator[AIOKafkaAdminClient]:
     except KafkaError as error:
         raise _said(error, settings) from error
     finally:
-        await client.close()
+        await closed(client.close(), client._client)
 
 
 async def describe(settings: KafkaSettings, names: Sequence[str]) -> list[Topic]:
@@ -185,7 +185,7 @@ async def _end_offsets(settings: KafkaSettings, places: list[TopicPartition]) ->
     except KafkaError as error:
         raise _said(error, settings) from error
     finally:
-        await consumer.stop()
+        await closed(consumer.stop(), consumer._client)
 
 
 def _said(error: KafkaError, settings: KafkaSettings) -> WeirError:

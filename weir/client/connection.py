@@ -19,7 +19,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 
 from weir.config import KafkaSettings
 from weir.errors import AccessDenied, MissingPart, NeighbourUnavailable, WeirError
-from weir.kafka_options import client_options, connect, unavailable, uninterrupted
+from weir.kafka_options import client_options, closed, connect, unavailable
 
 _DENIALS = (
     ClusterAuthorizationFailedError,
@@ -68,13 +68,13 @@ async def partitions_of(topic: str, settings: KafkaSettings) -> tuple[int, ...]:
             if found["error_code"]:
                 raise for_code(found["error_code"])(topic)
     finally:
-        await uninterrupted(admin.close())
+        await closed(admin.close(), admin._client)
     return tuple(sorted(partition["partition"] for partition in found["partitions"]))
 
 
 async def stop(consumer: AIOKafkaConsumer) -> None:
     """Stops a consumer that was started, even a moment ago; a cancellation comes out once it has stopped."""
-    await uninterrupted(_stop(consumer))
+    await closed(_stop(consumer), consumer._client)
 
 
 async def _stop(consumer: AIOKafkaConsumer) -> None:

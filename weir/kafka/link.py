@@ -21,7 +21,7 @@ from weir.kafka._codes import Code, name_of
 from weir.kafka._waiting import Backoff, Deadline
 from weir.kafka.errors import PartitionMissing, Unavailable, denied
 from weir.kafka.protocol import TRANSACTION_VERSION, Call, Place, api_versions
-from weir.kafka_options import client_options, connect, uninterrupted
+from weir.kafka_options import client_options, closed, connect
 
 # How long the brokers may differ on whether a topic exists, just after it was made.
 _MISSING_S = 1.0
@@ -93,7 +93,7 @@ class Link:
         """Disconnect."""
         client, self._client = self._client, None
         if client is not None:
-            await uninterrupted(client.close())
+            await closed(client.close(), client)
 
     async def ask(
         self, node: int, call: Call[Answer], deadline: Deadline, *, coordinator: bool = False

@@ -29,6 +29,8 @@ from aiokafka.errors import KafkaError
 from aiokafka.protocol.commit import OffsetCommitRequest
 from aiokafka.protocol.group import JoinGroupRequest, LeaveGroupRequest
 
+from weir.kafka_options import closed
+
 # While a partition is on its way, every member looks for the round that gives it to its next reader.
 _UNSETTLED_HEARTBEAT_MS = 25
 # Between two tries to join; each one is an answer of the broker away from the next.
@@ -272,6 +274,10 @@ class CooperativeConsumer(aiokafka.AIOKafkaConsumer):  # type: ignore[misc]  # a
             rebalance_timeout_ms=self._rebalance_timeout_ms,
             max_poll_interval_ms=self._max_poll_interval_ms,
         )
+
+    async def stop(self) -> None:
+        """Leave the group, then disconnect."""
+        await closed(super().stop(), self._client)
 
     @property
     def membership(self) -> CooperativeCoordinator:

@@ -15,7 +15,7 @@ from weir.kafka.offsets import stable_offsets
 from weir.kafka.producer import Stage, TransactionalProducer
 from weir.kafka.protocol import GroupMember
 from weir.kafka.records import AnyOutput
-from weir.kafka_options import client_options, connect, uninterrupted
+from weir.kafka_options import client_options, closed, connect
 from weir.obs.log import get_logger
 from weir.streams.ports import Place
 
@@ -181,7 +181,7 @@ class GroupOffsets:
                 self._members = {member["client_id"] for member in group["members"]}
                 self._members_at_s = time.monotonic()
             finally:
-                await uninterrupted(admin.close())
+                await closed(admin.close(), admin._client)
         return self._members
 
     async def _stable(self, places: Sequence[Place]) -> dict[Place, tuple[int | None, str]]:
@@ -205,7 +205,7 @@ class GroupOffsets:
                 str(found.metadata) for tp, found in committed.items() if (tp.topic, tp.partition) in wanted
             }
         finally:
-            await uninterrupted(admin.close())
+            await closed(admin.close(), admin._client)
 
     async def _admin(self) -> AIOKafkaAdminClient:
         admin = AIOKafkaAdminClient(**client_options(self._settings))
