@@ -10,7 +10,7 @@ from packaging.utils import canonicalize_name
 
 REQUIREMENTS = Path(__file__).parents[2] / "requirements"
 LOCKS = sorted(REQUIREMENTS.glob("*.lock"))
-RUNTIME_EXTRAS = ("services", "training", "stack")
+RUNTIME_EXTRAS = ("services", "chat", "training", "stack")
 
 # SPDX identifiers. Adding one is a decision: it says that a bank may run and pass on what bears it.
 ALLOWED = {
@@ -34,8 +34,8 @@ SPELLINGS = {
 }
 # Read by a person: text in the License field that is no name of a licence.
 READ = {"venusian": "BSD-3-Clause"}  # the Repoze licence: BSD with a clause on trademarks
-# Weak copyleft of the LGPL's kind may be linked to at run time; each is named here. None today.
-LGPL: set[str] = set()
+# Weak copyleft of the LGPL's kind may be linked to at run time; each is named here.
+LGPL = {"python-stdnum"}
 
 
 def closure(root, extras):
@@ -69,7 +69,7 @@ def licences(name):
         if line.startswith("License ::") and line.count("::") > 1
     ]
     said = classifiers or [metadata.get("License") or "none"]
-    return {SPELLINGS.get(each.lower(), each) for each in said}
+    return {part for each in said for part in SPELLINGS.get(each.lower(), each).split(" AND ")}
 
 
 RUNTIME = sorted(closure("weir", RUNTIME_EXTRAS))

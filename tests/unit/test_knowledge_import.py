@@ -7,17 +7,13 @@ from pathlib import Path
 import pytest
 from pypdf import PdfWriter
 
-from services.chat.knowledge import (
-    FolderStore,
-    ImportRefused,
-    KnowledgeSettings,
-    import_folder,
-    sentences,
-    suspicious,
-)
 from services.chat.knowledge.cli import STARTER
-from services.chat.knowledge.importer import Import, read_folder
-from services.chat.knowledge.passages import width
+from services.chat.knowledge.errors import ImportRefused
+from services.chat.knowledge.importer import Import, import_folder, read_folder
+from services.chat.knowledge.passages import sentences, width
+from services.chat.knowledge.settings import KnowledgeSettings
+from services.chat.knowledge.store import FolderStore
+from services.chat.knowledge.suspicious import suspicious
 from services.chat.knowledge.tokens import language_of, tokens
 
 SETTINGS = KnowledgeSettings.model_validate({"file_bytes_max": 200_000})

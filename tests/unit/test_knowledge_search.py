@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from services.chat.domain import Language, Passage
 from services.chat.evaluate.fit_relevance import fit_starter
 from services.chat.evaluate.retrieval import Figures, asked_and_refused, faq, measure, questions, starter
-from services.chat.knowledge import Content, HybridRetriever
 from services.chat.knowledge.relevance import BY_BOTH, BY_WORDS, Logistic, Relevance, shipped
-from services.chat.knowledge.search import fuse
+from services.chat.knowledge.search import HybridRetriever, fuse
+from services.chat.knowledge.store import Content
 from weir.errors import BadInput
 from weir.inference.errors import ModelUnavailable
 

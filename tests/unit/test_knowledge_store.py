@@ -6,16 +6,11 @@ import numpy as np
 import pytest
 
 from services.chat.domain import Passage
-from services.chat.knowledge import (
-    Content,
-    FolderStore,
-    KnowledgeBroken,
-    KnowledgeMissing,
-    KnowledgeSettings,
-    LiveRetriever,
-    import_folder,
-)
-from services.chat.knowledge.importer import Import
+from services.chat.knowledge.errors import KnowledgeBroken, KnowledgeMissing
+from services.chat.knowledge.importer import Import, import_folder
+from services.chat.knowledge.live import LiveRetriever
+from services.chat.knowledge.settings import KnowledgeSettings
+from services.chat.knowledge.store import Content, FolderStore
 
 NOW = 1_780_000_000_000
 SETTINGS = KnowledgeSettings.model_validate({})

@@ -60,6 +60,8 @@ INSTALLED: dict[str, tuple[Command, ...]] = {
     "train": (Command("train", "Make a model from labelled events.", MODELS),),
     "evaluate": (Command("evaluate", "Measure a model, or a baseline, on labelled events.", MODELS),),
     "models": (Command("models", "The models in the repository: list them, check them.", MODELS),),
+    "llm": (Command("llm", "Language models for Triton.", MODELS),),
+    "knowledge": (Command("knowledge", "The bank's own documents: import them, search them.", MODELS),),
     "keys": (Command("keys", "Data keys, key-encryption keys and the audit log.", SECRETS),),
 }
 
