@@ -66,9 +66,9 @@ def import_(
     source: Source,
     name: Annotated[str, typer.Option(help="The model's name on Triton.")] = "llm",
     backend: Annotated[Backend, typer.Option(help="Who serves it.")] = Backend.EMBEDDED,
-    repository: Annotated[Path, typer.Option(help="Triton model repository.")] = layout.HOME
-    / "llm"
-    / "repository",
+    repository: Annotated[
+        Path | None, typer.Option(help="Triton model repository; default .weir/llm/repository.")
+    ] = None,
     context: Context = None,
     conversations: Conversations = 8,
     quantisation: Quantise = "int8",
@@ -80,6 +80,7 @@ def import_(
     from infra.llm.convert import convert
     from infra.llm.repository import Serving, write_embedded
 
+    repository = repository or layout.HOME / "llm" / "repository"
     if backend is not Backend.EMBEDDED:
         unsaid = "" if quantisation == "int8" else quantisation
         serving = GpuServing(context=context or 8192, quantisation=unsaid, gpus=gpus)

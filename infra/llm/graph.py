@@ -41,15 +41,15 @@ class Weights(Protocol):
     """Where the matrices come from; see `infra.llm.weights`."""
 
     @property
-    def shape(self) -> Shape: ...  # noqa: D102
+    def shape(self) -> Shape: ...  # noqa: D102 - said there
 
-    def has(self, name: str) -> bool: ...  # noqa: D102
+    def has(self, name: str) -> bool: ...  # noqa: D102 - said there
 
-    def vector(self, name: str) -> Floats: ...  # noqa: D102
+    def vector(self, name: str) -> Floats: ...  # noqa: D102 - said there
 
-    def matrix(self, name: str) -> Floats: ...  # noqa: D102
+    def matrix(self, name: str) -> Floats: ...  # noqa: D102 - said there
 
-    def rotary_factors(self) -> Floats | None: ...  # noqa: D102
+    def rotary_factors(self) -> Floats | None: ...  # noqa: D102 - said there
 
 
 class DataFile:

@@ -33,7 +33,7 @@ class Head(Protocol):
 
     path: Any
 
-    def field(self, name: str, default: Any = None) -> Any: ...  # noqa: D102
+    def field(self, name: str, default: Any = None) -> Any: ...  # noqa: D102 - said there
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,5 +139,7 @@ def test_the_reference_names_every_command_and_every_exit_code():
     reference = Path(__file__).resolve().parents[2] / "docs" / "reference"
     page = (reference / "cli.md").read_text()
     assert [name for name in _root.commands() if f"## `weir {name}`" not in page] == []
+    # A default that lies in the checkout would tell where somebody's checkout lies.
+    assert "`/" not in page
     codes = (reference / "exit-codes.md").read_text()
     assert [code for code in ExitCode if f"| {int(code)} | {code.name.lower()} |" not in codes] == []

@@ -42,7 +42,7 @@ def test_a_folder_is_imported_listed_searched_compared_and_rolled_back(folder):
     listed = seen("list")["versions"]
     assert isinstance(listed, list)
     assert [row["in_use"] for row in listed] == [True, False]
-    (hit,) = seen("search", "What is the price of a card?", "--count", "1")["passages"]  # type: ignore[misc]
+    (hit,) = seen("search", "What is the price of a card?", "--count", "1")["passages"]  # type: ignore[misc]  # JSON has no types
     assert (hit["id"], hit["bm25_rank"], hit["text"]) == ("cards@1#1", 1, "A card is free of charge.")
 
 

@@ -123,7 +123,7 @@ async def test_only_passages_without_words_find_nothing():
 async def test_off_topic_questions_find_nothing_and_plain_ones_their_passage():
     retriever = HybridRetriever(await starter())
     for question, language in (("What is the weather on Mars?", "en"), ("珠穆朗玛峰有多高", "zh")):
-        assert not await retriever(question, language, count=5, now_ms=NOW)  # type: ignore[arg-type]
+        assert not await retriever(question, language, count=5, now_ms=NOW)  # type: ignore[arg-type]  # a str that is a language
     hits = await retriever("How long does a transfer take to arrive?", "en", count=3, now_ms=NOW)
     assert hits[0].passage.id == "en/transfers@1#1"
     assert 0 <= hits[0].relevance <= 1

@@ -3,7 +3,7 @@
 import re
 import sys
 from collections.abc import Iterator
-from re import _constants, _parser  # type: ignore[attr-defined]
+from re import _constants, _parser  # type: ignore[attr-defined]  # not public, and all there is
 
 import pytest
 

@@ -15,12 +15,12 @@ from pathlib import Path
 sys.path[:0] = [path for path in os.environ.get("WEIR_TRITON_SITE_PACKAGES", "").split(os.pathsep) if path]
 sys.path.insert(0, str(Path(__file__).parent))
 
-import numpy as np  # noqa: E402
-import triton_python_backend_utils as pb_utils  # noqa: E402
-from batching import Batcher, Busy, Refused, Request  # noqa: E402
-from engine import Engine  # noqa: E402
-from text import Sampling  # noqa: E402
-from tokenizers import Tokenizer  # noqa: E402
+import numpy as np  # noqa: E402 - the paths come first
+import triton_python_backend_utils as pb_utils  # noqa: E402 - the paths come first
+from batching import Batcher, Busy, Refused, Request  # noqa: E402 - the paths come first
+from engine import Engine  # noqa: E402 - the paths come first
+from text import Sampling  # noqa: E402 - the paths come first
+from tokenizers import Tokenizer  # noqa: E402 - the paths come first
 
 _TOKENS_MAX_DEFAULT = 256
 _KNOWN = {"max_tokens", "temperature", "top_p", "seed", "stop"}

@@ -23,7 +23,7 @@ _PAGES_MAX = 2000
 _CSV_FIELDS = ("title", "language", "valid_from", "valid_to", "owner", "reviewed_by")
 _DROPPED = ("script", "style", "noscript", "template", "iframe", "object", "svg", "head", "nav", "form")
 _BLOCKS = frozenset(
-    "p li td th dt dd pre blockquote figcaption div section article main header footer table tr ul ol dl "  # noqa: SIM905
+    "p li td th dt dd pre blockquote figcaption div section article main header footer table tr ul ol dl "  # noqa: SIM905 - as one reads it
     "body html aside details summary h1 h2 h3 h4 h5 h6 br hr".split()
 )
 
