@@ -96,7 +96,8 @@ async def connect(
         with _without_bootstrap_log():
             await client.start()
     except (KafkaError, OSError, TimeoutError) as error:
-        await uninterrupted(client.close() if isinstance(client, AIOKafkaAdminClient) else client.stop())
+        closing = client.close() if isinstance(client, AIOKafkaAdminClient) else client.stop()
+        await closed(closing, client.client if isinstance(client, AIOKafkaProducer) else client._client)
         if isinstance(error, ClusterAuthorizationFailedError):
             # Of a producer: an idempotent one asks for its id first, which any right to write allows.
             raise AccessDenied(

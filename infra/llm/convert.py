@@ -19,7 +19,6 @@ from weir.errors import MissingPart
 GRAPH, DATA, TOKENIZER, ABOUT = "model.onnx", "model.onnx.data", "tokenizer.json", "llm.json"
 # int8 in blocks of 32: a byte a weight, four of scale and one of zero a block.
 _BYTES_A_WEIGHT = {"int8": 1 + 5 / BLOCK, "float32": 4.0}
-_CHUNK_BYTES = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +97,8 @@ def _about(
 
 def sha256_of(path: Path) -> str:
     """Of a file's bytes, hexadecimal."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _require_sizes(source: Path, shape: Shape, context: int, quantisation: Quantisation) -> None:

@@ -11,13 +11,13 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from types import FrameType
 
 from rich.console import Console
 from rich.live import Live
 
 from infra.local import control
 from infra.local.demo_view import Tally, addresses, language, one_line, screen, summary
+from infra.local.interruption import interruption
 from infra.local.logfile import RotatingLog
 from infra.local.process import Child, signal_session, spawn
 from infra.local.progress import display
@@ -73,26 +73,31 @@ def run(*, seconds: float, rate: float, seed: int, keep: bool) -> None:
     """
     settings, console = StackSettings.load(), Console()
     began_s = time.time()
-    with _terminated_as_interrupt():
+    with interruption() as asked:
         state = control.running(settings.paths)
         ours = state is None
         if state is None:
             console.print("starting the embedded stack", highlight=False)
             control.require_setup(settings)
             with display(console) as show:
-                state = control.start(settings, (), show, die_with_us=not keep)
+
+                def shown(state: StackState) -> None:
+                    asked.check()
+                    show(state)
+
+                state = control.start(settings, (), shown, die_with_us=not keep)
         elif state.phase is not Phase.RUNNING:
             raise WeirError(
                 f"the stack is {state.phase} by process {state.supervisor.pid}. Try again when it is up."
             )
         stop_after = ours and not keep
         try:
-            asyncio.run(_Demo(settings.paths, console, seconds, rate, seed, began_s).play())
+            asked.run(_Demo(settings.paths, console, seconds, rate, seed, began_s).play())
             _where_next(console, settings.paths, state, stopped=stop_after)
         finally:
             if stop_after:
                 # A second Ctrl-C must not leave half of it behind.
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
+                asked.no_more()
                 console.print("stopping the stack", highlight=False)
                 control.stop(settings.paths, lambda _: None)
                 console.print("stopped; no process is left", highlight=False)
@@ -278,20 +283,6 @@ async def _end(child: Child) -> None:
     finally:
         signal_session(child.ref, signal.SIGKILL)
         await child.process.wait()
-
-
-@contextmanager
-def _terminated_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends the demo as Ctrl-C does: with everything stopped."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        signal.raise_signal(signal.SIGINT)
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _where_next(console: Console, paths: StackPaths, state: StackState, *, stopped: bool) -> None:

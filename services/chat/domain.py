@@ -3,7 +3,8 @@
 message ──mask──▶ MaskedText ──understand──▶ Understanding ──guard, retrieve──▶ Hit ──answer──▶ Sentence
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+import re
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, Protocol
@@ -26,6 +27,10 @@ class DataClass(StrEnum):
     CODE = "CODE"  # one-time codes, PINs, CVVs, passwords
     NAME = "NAME"
     ADDRESS = "ADDRESS"
+
+
+# What stands in a masked text in the place of personal data, such as `[CARD_1]`.
+PLACEHOLDER = re.compile(rf"\[(?:{'|'.join(DataClass)})_\d{{1,6}}\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +146,9 @@ class Encoder(Protocol):
 class Generator(Protocol):
     """The language model."""
 
-    def __call__(self, prompt: str, *, tokens_max: int, stop: Sequence[str] = ()) -> AsyncIterator[str]:
+    def __call__(
+        self, prompt: str, *, tokens_max: int, stop: Sequence[str] = ()
+    ) -> AsyncGenerator[str, None]:
         """Pieces of the text as they are made; closing the iterator frees the model's slot.
 
         Raises:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from weir.errors import IntegrityError, MissingPart, NeighbourUnavailable
+from weir.files import sync_folder
 
 GENESIS = "0" * 64
 
@@ -73,7 +74,7 @@ class AuditLog:
             os.close(descriptor)
             raise
         if created:
-            _fsync_directory(path.parent)
+            sync_folder(path.parent)
         log = cls(path, descriptor, head, whole_bytes)
         if torn_bytes:
             os.ftruncate(descriptor, whole_bytes)
@@ -169,11 +170,3 @@ def _parse(path: Path, head: AuditHead, line: bytes) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise IntegrityError(f"{path} line {head.sequence + 1}: not a JSON object.")
     return record
-
-
-def _fsync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from weir.crypto.secret import Compartment, Secret, Suite
 from weir.errors import ConfigError, IntegrityError, MissingPart
+from weir.files import sync_folder
 
 _KEK_BYTES = 32
 _IV_BYTES = 12
@@ -123,7 +124,7 @@ class FileKekProvider:
                     number += 1
         finally:
             temporary.unlink()
-        _fsync_directory(self._directory)
+        sync_folder(self._directory)
         return kek_id
 
     async def current_kek_id(self) -> str:
@@ -221,11 +222,3 @@ def _read_private(path: Path, kek_id: str) -> bytearray:
         count = file.readinto(material)
         del material[count:]
         return material
-
-
-def _fsync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

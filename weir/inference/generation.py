@@ -7,7 +7,7 @@ its own: closing it cancels the request, and the server gives the place to anoth
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from types import TracebackType
@@ -76,7 +76,9 @@ class Generation:
         self._credentials = credentials(settings)
         self._channel: grpc.aio.Channel | None = None
 
-    async def __call__(self, prompt: str, *, tokens_max: int, stop: Sequence[str] = ()) -> AsyncIterator[str]:
+    async def __call__(
+        self, prompt: str, *, tokens_max: int, stop: Sequence[str] = ()
+    ) -> AsyncGenerator[str, None]:
         """The answer's text, piece by piece.
 
         Raises:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weir.errors import IntegrityError, MissingPart
+from weir.files import sync_folder
 
 MAGIC = b"WEIRSTAT"
 VERSION = 2
@@ -70,7 +71,7 @@ def write(path: Path, header: Mapping[str, Any], frames: Iterable[list[NDArray[n
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     return written + digest.digest_size
 
 
@@ -157,11 +158,3 @@ class Reader:
 def _write_all(descriptor: int, data: memoryview) -> None:
     while data:
         data = data[os.write(descriptor, data) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,13 +12,11 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import cast
 
 from services.chat.answer.grounding import Stem, check, content_words
 from services.chat.answer.prompt import Prompt, Prompts, Said
 from services.chat.answer.sentences import SentenceStream, sentences_of
-from services.chat.domain import Generator, Hit, Language, Origin, Sentence
-from services.chat.masking.masker import PLACEHOLDER
+from services.chat.domain import PLACEHOLDER, Generator, Hit, Language, Origin, Sentence
 from weir.errors import WeirError
 from weir.inference.thinking import ThinkingSplitter
 
@@ -99,36 +97,36 @@ class Answerer:
         assert self._generator is not None
         assert self._prompts is not None
         account.prompt = self._prompts(turn.question, turn.hits, turn.history, turn.language)
-        thinking = ThinkingSplitter(begins_inside=self._prompts.thinks_first)
-        stream, count = SentenceStream(), 0
-        pieces = cast(
-            "AsyncGenerator[str, None]", self._generator(account.prompt.text, tokens_max=_TOKENS_MAX)
-        )
-        written = 0
+        count = 0
         try:
-            async with aclosing(pieces) as text:
-                async for piece in text:
-                    written += len(piece)
-                    if written > _WRITTEN_CHARS_MAX:
-                        account.flaw = "too_long"
+            pieces = self._generator(account.prompt.text, tokens_max=_TOKENS_MAX)
+            async with aclosing(pieces), aclosing(self._written(pieces, account)) as sentences:
+                async for sentence in sentences:
+                    if (good := self._judged(sentence, turn, account, count)) is None:
                         return
-                    parts = thinking.push(piece)
-                    account.thought += parts.thought
-                    for sentence in stream.push(parts.said):
-                        if (good := self._judged(sentence, turn, account, count)) is None:
-                            return
-                        count += 1
-                        yield good
+                    count += 1
+                    yield good
         except WeirError as error:
             account.degraded = getattr(error, "degraded_reason", "model_error")
-            return
+
+    async def _written(self, pieces: AsyncIterator[str], account: Account) -> AsyncGenerator[str, None]:
+        """The sentences of what a model says, each as soon as it is whole; its thoughts go to the account."""
+        assert self._prompts is not None
+        thinking, stream = ThinkingSplitter(begins_inside=self._prompts.thinks_first), SentenceStream()
+        written = 0
+        async for piece in pieces:
+            written += len(piece)
+            if written > _WRITTEN_CHARS_MAX:
+                account.flaw = "too_long"
+                return
+            parts = thinking.push(piece)
+            account.thought += parts.thought
+            for sentence in stream.push(parts.said):
+                yield sentence
         rest = thinking.finish()
         account.thought += rest.thought
         for sentence in [*stream.push(rest.said), *stream.finish()]:
-            if (good := self._judged(sentence, turn, account, count)) is None:
-                return
-            count += 1
-            yield good
+            yield sentence
 
     def _judged(self, sentence: str, turn: Turn, account: Account, count: int) -> Sentence | None:
         """The sentence when it may be shown; else nothing, and the account says why."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
 
-from services.chat.answer.facts import facts_in, split
+from services.chat.answer.facts import Fact, split
 from services.chat.answer.sentences import sentences_of
 from services.chat.domain import Passage
 
@@ -72,47 +72,64 @@ def check(sentence: str, passages: Sequence[Passage], stem: Stem = str.lower) ->
     Args:
         stem: of an English word; "fees" and "fee" are the same then.
     """
-    words = content_words(sentence, stem)
-    if not words and not facts_in(sentence):
+    said = _read(sentence, stem)
+    if not said.words and not said.facts:
         return Verdict((), Flaw.EMPTY)
     flaws: list[tuple[float, Flaw]] = []
     for passage in passages:
-        text = f"{passage.title}\n{passage.text}"
-        overlap = _overlap(words, content_words(text, stem))
-        flaw = _flaw(sentence, words, text, overlap, stem)
+        whole = _read(f"{passage.title}\n{passage.text}", stem)
+        flaw = _flaw(said, whole, stem)
         if flaw is None:
             return Verdict((passage.id,))
-        flaws.append((overlap, flaw))
+        flaws.append((_overlap(said.words, whole.words), flaw))
     return Verdict((), max(flaws, key=lambda each: each[0])[1] if flaws else Flaw.WORDS)
 
 
-def _flaw(sentence: str, words: set[str], text: str, overlap: float, stem: Stem) -> Flaw | None:
-    if not facts_in(sentence) <= facts_in(text):
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A text, its facts, and what it is about beside them."""
+
+    text: str
+    facts: set[Fact]
+    words: set[str]
+
+
+def _read(text: str, stem: Stem) -> _Read:
+    facts, rest = split(text)
+    return _Read(text, facts, _words(rest, stem))
+
+
+def _flaw(said: _Read, whole: _Read, stem: Stem) -> Flaw | None:
+    if not said.facts <= whole.facts:
         return Flaw.FACT
-    if any(name[0].lower() not in text.lower() for name in _NAME.finditer(sentence)):
+    if any(name[0].lower() not in whole.text.lower() for name in _NAME.finditer(said.text)):
         return Flaw.NAME
-    if overlap < OVERLAP_MIN:
+    if _overlap(said.words, whole.words) < OVERLAP_MIN:
         return Flaw.WORDS
-    clauses = sentences_of(text)
-    nearest = max(clauses, key=lambda clause: _nearness(words, content_words(clause, stem)))
-    if (
-        not facts_in(sentence) <= facts_in(nearest)
-        and _overlap(words, content_words(nearest, stem)) >= OVERLAP_MIN
-    ):
+    clauses = [_read(clause, stem) for clause in sentences_of(whole.text)]
+    nearest = max(clauses, key=lambda clause: _nearness(said.words, clause.words))
+    overlap = _overlap(said.words, nearest.words)
+    if overlap >= OVERLAP_MIN and not said.facts <= nearest.facts:
         # The clause that says it says it with other numbers.
         return Flaw.FACT
-    if _overlap(words, content_words(nearest, stem)) < CLAUSE_OVERLAP_MIN:
+    if overlap < CLAUSE_OVERLAP_MIN:
         return Flaw.WORDS
-    if _denials(sentence) != _denials(nearest):
+    if _denials(said.text) != _denials(nearest.text):
         return Flaw.NEGATION
     return None
 
 
 def content_words(text: str, stem: Stem = str.lower) -> set[str]:
-    """What a text is about: English words without those that carry nothing, pairs of Chinese characters."""
+    """What a text is about: English words without those that carry nothing, pairs of Chinese characters.
+
+    Neither facts nor denials, which are judged by themselves.
+    """
+    return _words(split(text)[1], stem)
+
+
+def _words(rest: str, stem: Stem) -> set[str]:
     found = set[str]()
-    # Facts and denials are judged by themselves.
-    for word in _WORD.findall(_NEGATION.sub(" ", split(text)[1])):
+    for word in _WORD.findall(_NEGATION.sub(" ", rest)):
         if "\u4e00" <= word[0] <= "\u9fff":
             kept = [letter for letter in word if letter not in _HAN_STOP]
             found.update(one + other for one, other in pairwise(kept))

@@ -3,14 +3,13 @@
 import asyncio
 from collections.abc import Sequence
 
-import structlog
-
 from services.chat.domain import Encoder, Hit, Language
 from services.chat.knowledge.errors import KnowledgeBroken, KnowledgeMissing
 from services.chat.knowledge.search import Found, HybridRetriever
 from services.chat.knowledge.store import Store
+from weir.obs.log import get_logger
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 class LiveRetriever:

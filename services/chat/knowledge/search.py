@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import bm25s
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 
 from services.chat.domain import Encoder, Hit, Language, Passage
@@ -14,8 +13,9 @@ from services.chat.knowledge.store import Content, Knowledge
 from services.chat.knowledge.tokens import tokens
 from services.chat.knowledge.vectors import ExactVectors, VectorIndex
 from weir.inference.errors import ModelError
+from weir.obs.log import get_logger
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 # How deep either search looks; beyond it a rank says nothing.
 _DEPTH = 50

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from services.chat.domain import Passage
 from services.chat.knowledge.errors import KnowledgeBroken, KnowledgeMissing
+from weir.files import sync_folder
 
 _CURRENT = "current"
 _FORMAT = 1
@@ -258,10 +259,10 @@ class FolderStore:
                     _write(partial / "manifest.json", manifest)
                     partial.chmod(0o755)
                     partial.rename(self.root / name)
-                    _sync_folder(self.root)
+                    sync_folder(self.root)
                     return name
             raise KnowledgeMissing(f"{self.root}: no number is left for a version.")
-        except BaseException:
+        except BaseException:  # told onwards: no half of a version stays, whatever ended it
             shutil.rmtree(partial, ignore_errors=True)
             raise
 
@@ -288,11 +289,11 @@ class FolderStore:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, self.root / _CURRENT)
-        except BaseException:
-            with contextlib.suppress(OSError):
+        except BaseException:  # told onwards: the pointer stays as it was, whatever ended this
+            with contextlib.suppress(OSError):  # the first error is the one to tell
                 os.unlink(temporary)
             raise
-        _sync_folder(self.root)
+        sync_folder(self.root)
 
 
 def _number(name: str) -> int:
@@ -317,11 +318,3 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

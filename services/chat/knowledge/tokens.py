@@ -6,17 +6,16 @@ from functools import lru_cache
 
 import Stemmer
 
-from services.chat.domain import Language
+from services.chat.domain import PLACEHOLDER, Language
 
 # Han, with the extensions that names and places use.
 _HAN = r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _HAN_CHAR = re.compile(f"[{_HAN}]")
-_PLACEHOLDER = re.compile(r"\[[A-Z_]+_\d+\]")
 _RUNS = re.compile(rf"[{_HAN}]+|\d+(?:[.,]\d+)*|[^\W\d_{_HAN}]+(?:'[^\W\d_]+)?")
 
 # Words that say how a question is asked, not what about.
 _STOP = frozenset(
-    "a an the and or but if of to in on at by for from with about as into than then that this these those it "  # noqa: SIM905
+    "a an the and or but if of to in on at by for from with about as into than then that this these those it "  # noqa: SIM905 - as one reads it
     "its is are was were be been being am do does did doing done has have had having i me my mine we us our "
     "you your he him his she her they them their there here what which who whom whose when where why how can "
     "could will would shall should may might must not no nor so too very just also any some all each please "
@@ -74,7 +73,7 @@ def tokens(text: str) -> list[str]:
     Both languages in one text are read alike, and the question as the passages. Placeholders of masked data
     (`[CARD_1]`) count for nothing.
     """
-    text = fold(_PLACEHOLDER.sub(" ", text))
+    text = fold(PLACEHOLDER.sub(" ", text))
     text = _TWO_EN.sub("atm", text)
     if _HAN_CHAR.search(text):
         for said, same in _SAME_ZH:

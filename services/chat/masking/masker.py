@@ -6,7 +6,7 @@ text ──shadow──▶ found ──overlaps settled──▶ spans ──pla
 import re
 from collections.abc import Mapping, Sequence
 
-from services.chat.domain import DataClass, MaskedText, Span
+from services.chat.domain import PLACEHOLDER, DataClass, MaskedText, Span
 from services.chat.masking.numbers import Found, numbers_in
 from services.chat.masking.shadow import shadow_of
 from services.chat.masking.tagger import Tagger
@@ -14,7 +14,6 @@ from services.chat.masking.words import words_in
 
 # Shorter ones may stand for anything; and a bound, so that a hostile text costs no more than its length.
 _SAID_AGAIN_CHARS_MIN, _SAID_AGAIN_MAX = 4, 100
-PLACEHOLDER = re.compile(rf"\[(?:{'|'.join(DataClass)})_\d{{1,6}}\]")
 
 
 class Masker:
@@ -64,10 +63,12 @@ class Masker:
         """
         spans = self.spans(text)
         values = dict(known or {})
-        numbers = {
-            data_class: sum(name.startswith(f"[{data_class}_") for name in values) for data_class in DataClass
-        }
-        placeholders = {(name[1:].rpartition("_")[0], _key(value)): name for name, value in values.items()}
+        numbers, placeholders = dict.fromkeys(DataClass, 0), dict[tuple[str, str], str]()
+        for name, value in values.items():
+            kind, _, number = name[1:-1].rpartition("_")
+            placeholders[kind, _key(value)] = name
+            # Beyond the highest: of a conversation that has lost its first turns some are missing.
+            numbers[DataClass(kind)] = max(numbers[DataClass(kind)], int(number))
         parts, at = [], 0
         for span in spans:
             value = text[span.start : span.end]

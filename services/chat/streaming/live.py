@@ -10,7 +10,7 @@ Pure but for the event loop: time is passed in. Sentences are shown to the custo
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -169,7 +169,9 @@ class LiveAnswers:
             self._finished[event_id] = answer
         self._forget_old()
 
-    async def watch(self, event_id: str, customer: str, *, wait_s: float = 10.0) -> AsyncIterator[Event]:
+    async def watch(
+        self, event_id: str, customer: str, *, wait_s: float = 10.0
+    ) -> AsyncGenerator[Event, None]:
         """What was shown of an answer, then what follows, until it is finished.
 
         Args:

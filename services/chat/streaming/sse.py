@@ -14,7 +14,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
-from typing import Any, cast
+from typing import Any
 
 from aiohttp import web
 
@@ -44,10 +44,7 @@ def application(
         event_id, customer = request.match_info["event_id"], request.headers.get(CUSTOMER_HEADER, "")
         if not customer or len(event_id) > _EVENT_ID_CHARS_MAX:
             return _refused(400, f"Name the customer in {CUSTOMER_HEADER}, and an event by its id.")
-        watched = cast(
-            "AsyncGenerator[Event, None]", answers.watch(event_id, pseudonym(customer), wait_s=wait_s)
-        )
-        async with aclosing(watched) as events:
+        async with aclosing(answers.watch(event_id, pseudonym(customer), wait_s=wait_s)) as events:
             try:
                 first = await anext(events)
             except WeirError as error:
@@ -55,8 +52,7 @@ def application(
             response = web.StreamResponse(
                 headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
             )
-            # Whoever leaves is noticed at the next write; nothing is owed to him.
-            with suppress(ConnectionResetError):
+            with suppress(ConnectionResetError):  # whoever has left is owed nothing
                 await response.prepare(request)
                 await _write_all(response, first, events, lambda text: reveal(event_id, text))
             return response

@@ -1,15 +1,12 @@
 """Which language a message is written in, by the scripts of its letters."""
 
-import re
 import unicodedata
 from enum import StrEnum
 
-from services.chat.domain import Language
+from services.chat.domain import PLACEHOLDER, Language
 
 TEXT_CHARS_MAX = 4_000
 """Characters that are read: a message of megabytes costs no more than a long one."""
-
-_PLACEHOLDER = re.compile(r"\[[A-Z_]{1,20}_\d{1,6}\]")
 
 
 class Script(StrEnum):
@@ -29,7 +26,7 @@ def bounded(text: str) -> str:
 def script_of(text: str) -> Script:
     """The script of most letters; masked spans such as `[CARD_1]` do not count. Han wins a tie."""
     han = latin = other = 0
-    for char in _PLACEHOLDER.sub(" ", bounded(text)):
+    for char in PLACEHOLDER.sub(" ", bounded(text)):
         if not char.isalpha():
             continue
         name = unicodedata.name(char, "")
