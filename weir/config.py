@@ -132,6 +132,15 @@ class TopicSettings(WeirSettings):
     risk_journal: str = Field(
         "weir.risk.journal", description="what each batch was decided on; shares the terminals' windows"
     )
+    chat_messages: str = Field("bank.chat.messages", description="customers' messages and agents' replies")
+    chat_replies: str = Field("weir.chat.replies", description="what customers are answered, sealed")
+    chat_handovers: str = Field("weir.chat.handovers", description="conversations for a person, sealed")
+    chat_audit: str = Field("weir.chat.audit", description="how each answer came about, sealed")
+    chat_conversations: str = Field(
+        "weir.chat.conversations", description="state of the conversations, by pseudonym, sealed; compacted"
+    )
+    chat_dlq: str = Field("weir.chat.dlq", description="dead letters of the chat service, sealed")
+    card_commands: str = Field("weir.card.commands", description="what customers want done, sealed")
     partitions: int = Field(4, ge=1, le=10_000, description="of a topic that is made")
     replication_factor: int = Field(1, ge=1, le=16, description="of a topic that is made")
 

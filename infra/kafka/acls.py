@@ -93,8 +93,11 @@ def read_matrix(path: Path = MATRIX) -> Matrix:
 
 def names_of(topics: TopicSettings) -> dict[str, str]:
     """The default name of each topic to the one that a bank has given it, for `rights`."""
-    fields = ("transactions", "labels", "decisions", "risk_dlq", "risk_accounts", "risk_journal")
-    return {str(TopicSettings.model_fields[name].default): str(getattr(topics, name)) for name in fields}
+    return {
+        str(field.default): str(getattr(topics, name))
+        for name, field in TopicSettings.model_fields.items()
+        if isinstance(field.default, str)
+    }
 
 
 def rights(

@@ -25,7 +25,18 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-ROLES = ("risk-worker", "ledger", "reader", "analyst", "replay", "admin", "monitor")
+ROLES = (
+    "risk-worker",
+    "chat-worker",
+    "ledger",
+    "reader",
+    "agent-desk",
+    "card-system",
+    "analyst",
+    "replay",
+    "admin",
+    "monitor",
+)
 
 CA_DAYS = 3650
 LEAF_DAYS = 90

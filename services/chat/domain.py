@@ -125,6 +125,7 @@ class Origin(StrEnum):
     PASSAGE = "passage"  # the passage's own words
     TOOL = "tool"  # a tool's result in reviewed words
     FIXED = "fixed"  # a reviewed text: refusal, hand-over, no answer
+    AGENT = "agent"  # a person of the bank
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any, cast
 from faust.types import TP
 
 from services.risk.settings import RiskSettings
-from services.risk.wiring import Connections, Identity, Worker, every, open_worker
+from services.risk.wiring import Worker, open_worker
 from weir.errors import WeirError
 from weir.obs.http import serve
 from weir.obs.log import get_logger
@@ -16,6 +16,7 @@ from weir.obs.metrics import Metrics
 from weir.streams.assignor import Warmth
 from weir.streams.engine import Engine, Phase
 from weir.streams.engine_app import EngineApp
+from weir.streams.neighbours import Connections, Identity, every
 from weir.streams.ports import Place
 
 log = get_logger("weir.risk.app")
@@ -36,7 +37,7 @@ class RiskApp(EngineApp):
     def __init__(self, settings: RiskSettings, to: Connections) -> None:
         self.settings, self.to = settings, to
         self.metrics = Metrics("risk")
-        self.identity = Identity.of(settings)
+        self.identity = Identity.of(settings.group, settings.data_dir)
         self._parts = AsyncExitStack()
         self._opened: Worker | None = None
         super().__init__(

@@ -92,9 +92,9 @@ def again(
 def _run(plan: "Plan") -> "Report":
     from services.risk.replay import replay as decide_again
     from services.risk.settings import RiskSettings
-    from services.risk.wiring import Connections
     from weir.config import LogSettings
     from weir.obs.log import configure
+    from weir.streams.neighbours import Connections
 
     configure(LogSettings.load(), service="replay")
     settings, to = RiskSettings.load(), Connections.load()

@@ -1,10 +1,6 @@
 """One worker's parts, opened in order and closed in reverse: keys, schemas, model, state, delivery."""
 
 import asyncio
-import hashlib
-import secrets
-import socket
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -28,17 +24,11 @@ from services.risk.state import RiskState, StateTopics
 from services.risk.validate import Rates
 from services.risk.warm import warm
 from services.risk.writing import DecisionWriting, Names
+from weir.clock import now_ms
 from weir.codec.columns import LabelReader, TransactionReader
 from weir.codec.decision import DecisionWriter
-from weir.codec.registry import SchemaRegistry, fetch_unknown, open_registry
+from weir.codec.registry import open_registry
 from weir.codec.schemas import SUBJECTS, load_schema
-from weir.config import (
-    KafkaSettings,
-    KeyServiceSettings,
-    RegistrySettings,
-    TopicSettings,
-    TritonSettings,
-)
 from weir.crypto.keyring import Keyring
 from weir.errors import ConfigError, NeighbourUnavailable
 from weir.features.accounts import Accounts
@@ -46,7 +36,6 @@ from weir.features.spec import DEFAULT
 from weir.features.terminals import Terminals
 from weir.inference.client import ModelClient
 from weir.kafka.idempotent import IdempotentProducer
-from weir.kafka.producer import TransactionalProducer
 from weir.obs.log import get_logger
 from weir.obs.metrics import Metrics
 from weir.obs.stream_metrics import StreamMetrics
@@ -56,70 +45,19 @@ from weir.streams.at_least_once import AtLeastOnce
 from weir.streams.dead_letter import DeadLetterWriter
 from weir.streams.engine import Engine
 from weir.streams.engine_app import EXACTLY_ONCE
-from weir.streams.exactly_once import ExactlyOnce
 from weir.streams.folder import own_folder
 from weir.streams.history import partition_counts
+from weir.streams.neighbours import KEYS_DEADLINE_S, Connections, Identity, schemas_at_hand
 from weir.streams.ports import Delivery
 from weir.streams.side_input import SideInput
 from weir.streams.source import BatchSource
-from weir.streams.transactions import GroupOffsets, ProducerLane, transactional_ids
+from weir.streams.transactions import GroupOffsets, exactly_once
 
 log = get_logger("weir.risk")
 
 _DAY_MS = 86_400_000
-# How long the start waits for the key service before it says so and ends; the supervisor tries again.
-KEYS_DEADLINE_S = 30.0
-
-
-@dataclass(frozen=True)
-class Connections:
-    """How the neighbours are reached."""
-
-    kafka: KafkaSettings
-    topics: TopicSettings
-    triton: TritonSettings
-    keys: KeyServiceSettings
-    registry: RegistrySettings
-
-    @classmethod
-    def load(cls) -> "Connections":
-        """From the settings file and the environment.
-
-        Raises:
-            ConfigError: what is wrong, and where.
-        """
-        return cls(
-            KafkaSettings.load(),
-            TopicSettings.load(),
-            TritonSettings.load(),
-            KeyServiceSettings.load(),
-            RegistrySettings.load(),
-        )
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Who this worker is in its group.
-
-    name: the same at every start, and no other worker's: it names the transactional ids.
-    start: another at every start.
-    """
-
-    name: str
-    start: str
-
-    @classmethod
-    def of(cls, settings: RiskSettings) -> "Identity":
-        """From the host and the worker's own folder."""
-        place = f"{socket.gethostname()}:{settings.data_dir.resolve()}"
-        return cls(
-            f"{settings.group}.{hashlib.sha256(place.encode()).hexdigest()[:12]}", secrets.token_hex(4)
-        )
-
-    @property
-    def owner(self) -> str:
-        """As it stands in what the worker writes."""
-        return f"{self.name}/{self.start}"
+# What the service reads and writes.
+SCHEMAS = ("transaction", "label", "decision", "dead_letter")
 
 
 @dataclass(frozen=True)
@@ -154,11 +92,6 @@ class Worker:
                 await self.snapshots.write(self.state)
             except NeighbourUnavailable as error:
                 log.warning("snapshot_put_off", error=str(error))
-
-
-def now_ms() -> int:
-    """Milliseconds since 1970, UTC."""
-    return time.time_ns() // 1_000_000
 
 
 @asynccontextmanager
@@ -197,7 +130,7 @@ async def open_worker(
 
         registry = open_registry(to.registry)
         stack.push_async_callback(registry.close)
-        ids = {name: await registry.id_of(subject, load_schema(name)) for name, subject in SUBJECTS.items()}
+        ids = {name: await registry.id_of(SUBJECTS[name], load_schema(name)) for name in SCHEMAS}
         keyring = await stack.enter_async_context(await Keyring.connect(to.keys))
         pseudonymizer = await keyring.pseudonymizer(settings.tenant, deadline_s=KEYS_DEADLINE_S)
         sealer = await keyring.sealer(topics.decisions, deadline_s=KEYS_DEADLINE_S)
@@ -404,51 +337,16 @@ def _delivery(
             on_committed=on_committed,
         )
 
-    def exactly_once(
-        on_failure: Callable[[BaseException], None], on_committed: Callable[[int], None]
-    ) -> Delivery:
-        lanes = [
-            ProducerLane(
-                TransactionalProducer(
-                    to.kafka,
-                    transactional_id=transactional_id,
-                    client_id=identity.name,
-                    timeout_ms=int(settings.transaction_timeout_s * 1000),
-                ),
-                settings.group,
-                source,
-                identity.owner,
-            )
-            for transactional_id in transactional_ids(identity.name)
-        ]
-        return ExactlyOnce(
-            lanes,
-            committed=offsets,
-            rows_max=settings.transaction_rows_max,
-            on_failure=on_failure,
-            on_committed=on_committed,
-            observe=metrics.committed,
-        )
-
-    return exactly_once if settings.processing_guarantee == EXACTLY_ONCE else at_least_once
-
-
-async def schemas_at_hand(registry: SchemaRegistry, values: Sequence[bytes | None]) -> None:
-    """Return when the schemas that the records name are known; waits while a remote registry is away."""
-    wait_s, said = 0.2, False
-    while True:
-        try:
-            return await fetch_unknown(registry, values)
-        except NeighbourUnavailable as error:
-            if not said:
-                log.warning("registry_away", error=str(error))
-                said = True
-            await asyncio.sleep(wait_s)
-            wait_s = min(wait_s * 2, 5.0)
-
-
-async def every(seconds: float, call: Callable[[], object]) -> None:
-    """Call again and again until cancelled."""
-    while True:
-        await asyncio.sleep(seconds)
-        call()
+    if settings.processing_guarantee != EXACTLY_ONCE:
+        return at_least_once
+    return exactly_once(
+        to.kafka,
+        settings.group,
+        identity.name,
+        identity.owner,
+        source,
+        offsets,
+        timeout_s=settings.transaction_timeout_s,
+        rows_max=settings.transaction_rows_max,
+        observe=metrics.committed,
+    )

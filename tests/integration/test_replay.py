@@ -20,7 +20,6 @@ from services.risk.cli import replay as command
 from services.risk.replay import Plan, replay
 from services.risk.settings import HERE, RiskSettings
 from services.risk.state import RiskState, split_contributions
-from services.risk.wiring import Connections
 from tests.support.payments import (
     Sent,
     decided,
@@ -40,6 +39,7 @@ from weir.config import RegistrySettings, TritonSettings
 from weir.crypto.keyring import Keyring
 from weir.errors import ConfigError, ExitCode, MissingPart
 from weir.state.hashing import keyed_hash_list
+from weir.streams.neighbours import Connections
 
 TERMINALS = 5
 ACCOUNTS = 12

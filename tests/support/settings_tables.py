@@ -18,6 +18,7 @@ import services
 from infra.local import layout
 from infra.local.stack_settings import StackSettings
 from services.chat.knowledge.settings import KnowledgeSettings
+from services.chat.settings import ChatSettings
 from services.keys.settings import KeysServiceSettings
 from services.ledger.settings import LedgerSettings
 from services.risk.settings import RiskSettings
@@ -48,6 +49,7 @@ CLASSES: tuple[type[WeirSettings], ...] = (
     SimulatorSettings,
     TrainingSettings,
     KnowledgeSettings,
+    ChatSettings,
 )
 
 _BLOCK = re.compile(r"(<!-- settings of (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -26,6 +26,13 @@ ACCOUNTS_CONFIG = {
     "segment.ms": str(_DAY_MS),
     "min.cleanable.dirty.ratio": "0.3",
 }
+# The newest row of each conversation, for as long as a customer may come back to it.
+CONVERSATIONS_CONFIG = {
+    "cleanup.policy": "compact,delete",
+    "retention.ms": str(30 * _DAY_MS),
+    "segment.ms": str(_DAY_MS),
+    "min.cleanable.dirty.ratio": "0.3",
+}
 # A dead letter holds all of its original, which may be as large as a broker takes by default, and more.
 DEAD_LETTER_CONFIG = {"max.message.bytes": str(2 * 1024 * 1024)}
 
@@ -76,6 +83,13 @@ def wanted(settings: TopicSettings) -> list[str]:
         settings.risk_dlq,
         settings.risk_accounts,
         settings.risk_journal,
+        settings.chat_messages,
+        settings.chat_replies,
+        settings.chat_handovers,
+        settings.chat_audit,
+        settings.chat_conversations,
+        settings.chat_dlq,
+        settings.card_commands,
     ]
 
 
@@ -154,6 +168,8 @@ async def create_missing(settings: KafkaSettings, topics: TopicSettings) -> list
             topics.risk_dlq: DEAD_LETTER_CONFIG,
             topics.risk_accounts: ACCOUNTS_CONFIG,
             topics.risk_journal: _KEPT,
+            topics.chat_conversations: CONVERSATIONS_CONFIG,
+            topics.chat_dlq: DEAD_LETTER_CONFIG,
         }
         answer = await client.create_topics(
             [

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from aiokafka import AIOKafkaProducer
 
+from weir.client.chat import AgentReply, ChatMessage
 from weir.client.connection import one_line, partitions_of
 from weir.client.records import Label, Position, Transaction
 from weir.codec.avro import RowCodec
@@ -87,6 +88,22 @@ class Publisher:
         """Where the label stands, once all replicas have it; raises as `publish` does."""
         return await self._send(self._topics.labels, "label", label.account_id, label.to_avro(), traceparent)
 
+    async def publish_message(self, message: ChatMessage, *, traceparent: str | None = None) -> Position:
+        """Where a customer's message stands, once all replicas have it; raises as `publish` does."""
+        return await self._send(
+            self._topics.chat_messages,
+            "chat_message",
+            message.conversation_id,
+            message.to_avro(),
+            traceparent,
+        )
+
+    async def publish_agent_reply(self, reply: AgentReply, *, traceparent: str | None = None) -> Position:
+        """Where a person's reply stands, once all replicas have it; raises as `publish` does."""
+        return await self._send(
+            self._topics.chat_messages, "agent_reply", reply.conversation_id, reply.to_avro(), traceparent
+        )
+
     async def publish_many(self, transactions: Iterable[Transaction] | AsyncIterable[Transaction]) -> int:
         """How many transactions were published, every one acknowledged; many are under way at a time.
 
@@ -119,15 +136,15 @@ class Publisher:
             await self._started().flush()
 
     async def _send(
-        self, topic: str, name: str, account_id: str, record: dict[str, Any], traceparent: str | None
+        self, topic: str, name: str, key: str, record: dict[str, Any], traceparent: str | None
     ) -> Position:
-        future = await self._enqueue(topic, name, account_id, record, traceparent)
+        future = await self._enqueue(topic, name, key, record, traceparent)
         with one_line(self._kafka, topic):
             sent = await future
         return Position(sent.topic, sent.partition, sent.offset)
 
     async def _enqueue(
-        self, topic: str, name: str, account_id: str, record: dict[str, Any], traceparent: str | None
+        self, topic: str, name: str, key: str, record: dict[str, Any], traceparent: str | None
     ) -> asyncio.Future[Any]:
         producer = self._started()
         schema_id, codec = self._encoders.get(name) or await self._prepare(topic, name)
@@ -136,7 +153,7 @@ class Publisher:
             future: asyncio.Future[Any] = await producer.send(
                 topic,
                 frame(schema_id, codec.encode(record)),
-                account_id.encode(),
+                key.encode(),
                 headers=[(trace.TRACEPARENT, context.encode("ascii"))],
             )
         return future

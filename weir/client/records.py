@@ -85,12 +85,12 @@ class Transaction:
     counterparty_id: str | None = None
 
     def __post_init__(self) -> None:
-        _check_id("event_id", self.event_id)
-        _check_id("account_id", self.account_id)
-        _check_id("terminal_id", self.terminal_id)
+        check_id("event_id", self.event_id)
+        check_id("account_id", self.account_id)
+        check_id("terminal_id", self.terminal_id)
         _check_amount(self.amount)
         _check_pattern("currency", self.currency, _CURRENCY, "three capital letters (ISO 4217), such as EUR")
-        _check_time("event_time", self.event_time)
+        check_time("event_time", self.event_time)
         _check_member("channel", self.channel, Channel)
         if self.merchant_category is not None:
             _check_pattern(
@@ -99,7 +99,7 @@ class Transaction:
         if self.country is not None:
             _check_pattern("country", self.country, _COUNTRY, "two capital letters (ISO 3166-1)")
         if self.counterparty_id is not None:
-            _check_id("counterparty_id", self.counterparty_id)
+            check_id("counterparty_id", self.counterparty_id)
 
     def __repr__(self) -> str:
         return f"Transaction(account_id=***, channel={str(self.channel)!r})"
@@ -139,11 +139,11 @@ class Label:
     source: LabelSource | str = LabelSource.ANALYST
 
     def __post_init__(self) -> None:
-        _check_id("event_id", self.event_id)
-        _check_id("account_id", self.account_id)
-        _check_id("terminal_id", self.terminal_id)
-        _check_time("event_time", self.event_time)
-        _check_time("reported_time", self.reported_time)
+        check_id("event_id", self.event_id)
+        check_id("account_id", self.account_id)
+        check_id("terminal_id", self.terminal_id)
+        check_time("event_time", self.event_time)
+        check_time("reported_time", self.reported_time)
         if self.reported_time < self.event_time:
             raise BadInput("bad_time", "reported_time is before event_time. A label follows its payment.")
         if not isinstance(self.is_fraud, bool):
@@ -289,7 +289,8 @@ def from_ms(ms: int) -> datetime:
     return _EPOCH + ms * _MS
 
 
-def _check_id(field: str, value: object) -> None:
+def check_id(field: str, value: object) -> None:
+    """Raises BadInput: it is no id."""
     if not isinstance(value, str) or not value.strip():
         raise BadInput("missing_field", f"{field} must be a text that is not empty.")
     if len(value) > ID_CHARS_MAX or not value.isprintable():
@@ -308,7 +309,8 @@ def _check_amount(value: object) -> None:
         raise BadInput("bad_amount", f"amount has more than {AMOUNT_SCALE} decimal places.")
 
 
-def _check_time(field: str, value: object) -> None:
+def check_time(field: str, value: object) -> None:
+    """Raises BadInput: it is no time, or has no time zone."""
     if not isinstance(value, datetime):
         raise BadInput("bad_type", f"{field} must be a datetime.")
     if value.utcoffset() is None:

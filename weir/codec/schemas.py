@@ -17,6 +17,13 @@ SUBJECTS: Mapping[str, str] = {
     "label": "bank.labels-value",
     "decision": "weir.decisions-value",
     "dead_letter": "weir.risk.dlq-value",
+    # Two kinds on one topic, so that a conversation keeps its order: named by topic and record.
+    "chat_message": "bank.chat.messages-weir.v1.ChatMessage",
+    "agent_reply": "bank.chat.messages-weir.v1.AgentReply",
+    "chat_reply": "weir.chat.replies-value",
+    "handover": "weir.chat.handovers-value",
+    "card_command": "weir.card.commands-value",
+    "chat_audit": "weir.chat.audit-value",
 }
 
 _FOR_PEOPLE = {"doc", "classification"}
@@ -46,7 +53,7 @@ def _schema_text(name: str) -> str:
 
 
 def load_schema(name: str) -> Schema:
-    """The Avro schema of that name ("transaction", "label", "decision", "dead_letter"), as a new dict.
+    """The Avro schema of that name, one of `SUBJECTS`, as a new dict.
 
     Raises:
         MissingPart: no such schema.

@@ -45,6 +45,9 @@ DEAD_LETTER_REASONS = frozenset(
         "not_decided",
         "not_opened",
         "not_stored",
+        "another_customer",
+        "unknown_conversation",
+        "not_answered",
     }
 )
 OTHER = "other"

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from aiokafka.admin import AIOKafkaAdminClient
@@ -17,7 +17,8 @@ from weir.kafka.protocol import GroupMember
 from weir.kafka.records import AnyOutput
 from weir.kafka_options import client_options, closed, connect
 from weir.obs.log import get_logger
-from weir.streams.ports import Place
+from weir.streams.exactly_once import ExactlyOnce
+from weir.streams.ports import Delivery, Place
 
 log = get_logger("weir.streams.transactions")
 
@@ -211,6 +212,55 @@ class GroupOffsets:
         admin = AIOKafkaAdminClient(**client_options(self._settings))
         await connect(admin, self._settings)
         return admin
+
+
+def exactly_once(
+    kafka: KafkaSettings,
+    group: str,
+    name: str,
+    owner: str,
+    source: Memberships,
+    offsets: "GroupOffsets",
+    *,
+    timeout_s: float,
+    rows_max: int,
+    observe: Callable[[float], None],
+) -> Callable[[Callable[[BaseException], None], Callable[[int], None]], Delivery]:
+    """What makes a worker's delivery, as `weir.streams.engine.Engine` wants it.
+
+    Args:
+        name, owner: of the worker, see `weir.streams.neighbours.Identity`.
+        timeout_s: then the broker aborts what a silent worker left open.
+        rows_max, observe: see `ExactlyOnce`.
+    """
+
+    def delivery(
+        on_failure: Callable[[BaseException], None], on_committed: Callable[[int], None]
+    ) -> Delivery:
+        lanes = [
+            ProducerLane(
+                TransactionalProducer(
+                    kafka,
+                    transactional_id=transactional_id,
+                    client_id=name,
+                    timeout_ms=int(timeout_s * 1000),
+                ),
+                group,
+                source,
+                owner,
+            )
+            for transactional_id in transactional_ids(name)
+        ]
+        return ExactlyOnce(
+            lanes,
+            committed=offsets,
+            rows_max=rows_max,
+            on_failure=on_failure,
+            on_committed=on_committed,
+            observe=observe,
+        )
+
+    return delivery
 
 
 def transactional_ids(name: str) -> list[str]:

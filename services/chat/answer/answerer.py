@@ -79,7 +79,7 @@ class Answerer:
             raise ValueError("a generator and its prompts belong together")
         self._generator, self._prompts, self._canary, self._stem = generator, prompts, canary, stem
 
-    async def __call__(self, turn: Turn, account: Account) -> AsyncIterator[Sentence]:
+    async def __call__(self, turn: Turn, account: Account) -> AsyncGenerator[Sentence, None]:
         """The sentences of the answer, each as soon as it may be shown; none when nothing was found."""
         said = set[str]()
         if turn.hits and self._generator is not None and self._prompts is not None:

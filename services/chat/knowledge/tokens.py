@@ -51,6 +51,11 @@ def _stemmer() -> Stemmer.Stemmer:
     return Stemmer.Stemmer("english")
 
 
+def stem(word: str) -> str:
+    """An English word without its ending: "fees" and "fee" are the same then."""
+    return str(_stemmer().stemWord(word.lower()))
+
+
 def fold(text: str) -> str:
     """The text in one form: full width as half width, lower case, curly apostrophes straight."""
     return unicodedata.normalize("NFKC", text).casefold().replace("’", "'")

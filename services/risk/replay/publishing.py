@@ -7,12 +7,12 @@ from typing import Self
 from aiokafka.admin import NewTopic
 from aiokafka.errors import TopicAlreadyExistsError, for_code
 
-from services.risk.wiring import Connections
 from weir.cli.topics import admin
 from weir.client.connection import TopicMissing, partitions_of
 from weir.errors import ConfigError, WeirError
 from weir.kafka.idempotent import IdempotentProducer
 from weir.kafka.records import AnyOutput, ColumnOutput
+from weir.streams.neighbours import Connections
 
 
 class Publishing:

@@ -30,10 +30,11 @@ from services.risk.replay.versions import Models, Policies, other_tables
 from services.risk.settings import RiskSettings
 from services.risk.state import StateTopics
 from services.risk.validate import Rates
-from services.risk.wiring import KEYS_DEADLINE_S, Connections, now_ms
+from services.risk.wiring import SCHEMAS
 from services.risk.writing import DecisionWriting, Names, ReadySealer, Scored
 from weir.client.opening import RecordOpener
 from weir.client.records import Decision, Position
+from weir.clock import now_ms
 from weir.codec.avro import RowCodec
 from weir.codec.columns import LabelReader, TransactionReader
 from weir.codec.decision import DecisionWriter
@@ -48,6 +49,7 @@ from weir.obs.metrics import Metrics
 from weir.streams.dead_letter import DeadLetterWriter
 from weir.streams.history import partition_counts
 from weir.streams.journal import JournalRecord
+from weir.streams.neighbours import KEYS_DEADLINE_S, Connections
 
 PURPOSE = "replay"
 CLIENT_ID = "weir-replay"
@@ -273,7 +275,7 @@ async def _open(
     counts = await partition_counts(to.kafka, names, CLIENT_ID)
     registry = open_registry(to.registry)
     stack.push_async_callback(registry.close)
-    ids = {name: await registry.id_of(subject, load_schema(name)) for name, subject in SUBJECTS.items()}
+    ids = {name: await registry.id_of(SUBJECTS[name], load_schema(name)) for name in SCHEMAS}
     keyring = await stack.enter_async_context(await Keyring.connect(to.keys))
     pseudonymizer = await keyring.pseudonymizer(settings.tenant, deadline_s=KEYS_DEADLINE_S)
     publishing, sealer = None, None

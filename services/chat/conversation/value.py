@@ -1,0 +1,112 @@
+"""One conversation as of one turn: a value, which a turn replaces by the next one.
+
+row = MessagePack array, first item the version; sealed before it leaves
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+
+from services.chat.domain import PLACEHOLDER, Language
+from weir.errors import IntegrityError
+
+VERSION = 1
+# A person or a model reads the last turns; what is older is in the bank's own records of the replies.
+TURNS_MAX = 24
+# As many as one turn can bring, and more; those that no kept turn names are let go anyway.
+VALUES_MAX = 400
+# More in a minute are too many for any setting.
+SENT_MAX = 100
+# A customer who sends an event again does so soon.
+EVENTS_MAX = 64
+
+Role = Literal["customer", "bank", "agent"]
+
+
+class Said(msgspec.Struct, frozen=True, array_like=True):
+    """One turn; masked.
+
+    at_ms: ms since the epoch.
+    """
+
+    role: Role
+    text: str
+    at_ms: int
+
+
+class Conversation(msgspec.Struct, frozen=True, array_like=True):
+    """What is known of a conversation.
+
+    customer_id: whose it is; empty before the first message.
+    turns: the last ones, oldest first. events: ids of messages that were worked on, oldest first.
+    values: what placeholders stand for. Personal data: never logged, sealed before it leaves.
+    pending: what waits for the customer's yes, as its tool wrote it, or empty.
+    with_person: whether a person answers. unanswered: questions in a row that the knowledge did not answer.
+    sent_ms: when its last messages were sent, oldest first, ms since the epoch.
+    touched_ms: when it was last worked on, ms since the epoch.
+    """
+
+    version: int = VERSION
+    customer_id: str = ""
+    language: Language = "en"
+    turns: tuple[Said, ...] = ()
+    events: tuple[str, ...] = ()
+    values: dict[str, str] = {}
+    pending: str = ""
+    with_person: bool = False
+    unanswered: int = 0
+    sent_ms: tuple[int, ...] = ()
+    touched_ms: int = 0
+
+    def __repr__(self) -> str:
+        return f"Conversation({len(self.turns)} turns, with_person={self.with_person})"
+
+    def has_seen(self, event_id: str) -> bool:
+        """Whether the event was worked on."""
+        return event_id in self.events
+
+    def said(self, event_id: str, values: Mapping[str, str], *turns: Said) -> "Conversation":
+        """With these turns more, and the event worked on; the oldest are let go, and values with them."""
+        kept = (*self.turns, *turns)[-TURNS_MAX:]
+        named = {name for turn in kept for name in PLACEHOLDER.findall(turn.text)}
+        newest = [name for name in values if name in named][-VALUES_MAX:]
+        return msgspec.structs.replace(
+            self,
+            turns=kept,
+            events=(*self.events, event_id)[-EVENTS_MAX:],
+            values={name: values[name] for name in newest},
+            touched_ms=max([self.touched_ms, *(turn.at_ms for turn in turns)]),
+        )
+
+    def sent(self, at_ms: int) -> "Conversation":
+        """With one message more of the customer's."""
+        return msgspec.structs.replace(self, sent_ms=(*self.sent_ms, at_ms)[-SENT_MAX:])
+
+    def sent_since(self, since_ms: int) -> int:
+        """How many messages of the customer's were sent after `since_ms`, of the last `SENT_MAX`."""
+        return sum(at_ms > since_ms for at_ms in self.sent_ms)
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER = msgspec.msgpack.Decoder(Conversation)
+
+
+def encode(conversation: Conversation) -> bytes:
+    """As it is sealed and kept."""
+    return _ENCODER.encode(conversation)
+
+
+def decode(row: bytes, where: str) -> Conversation:
+    """What `encode` wrote.
+
+    Raises:
+        IntegrityError: something else, or of a later release; `where` it was.
+    """
+    try:
+        found = _DECODER.decode(row)
+    except msgspec.DecodeError as error:
+        raise IntegrityError(f"{where}: not a conversation of this release.") from error
+    if found.version != VERSION:
+        raise IntegrityError(f"{where}: a conversation of version {found.version}, not {VERSION}.")
+    return found

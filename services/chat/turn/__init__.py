@@ -1,0 +1,1 @@
+"""One turn: from a customer's message to all that becomes of it."""
