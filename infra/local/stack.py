@@ -1,6 +1,6 @@
 """The embedded stack: which parts there are, in what order, with what settings. Run by `weir up`.
 
-kafka -> topics -> ledger, risk; keys and triton start beside kafka. `python -m infra.local.stack` holds it.
+kafka -> topics -> ledger, risk, chat; keys and triton start beside kafka. `python -m infra.local.stack` holds it.
 """
 
 import asyncio
@@ -30,6 +30,7 @@ from infra.local.stack_settings import (
 from infra.local.state import StackState, exclusive
 from infra.local.supervisor import Process, Step, Supervisor, end_leftovers
 from infra.local.triton import TritonServer
+from weir.clock import now_ms
 from weir.config import KafkaSettings, TopicSettings
 from weir.errors import MissingPart, WeirError
 
@@ -115,6 +116,13 @@ class Stack:
                 "metrics_host": LOOPBACK,
                 "metrics_port": self.ports["risk-1-metrics"],
             },
+            "chat": {
+                "stream_host": LOOPBACK,
+                "stream_port": self.ports["chat-stream"],
+                "metrics_host": LOOPBACK,
+                "metrics_port": self.ports["chat-metrics"],
+                "data_dir": self.paths.data / "chat",
+            },
         }
         # What a person says about a broker or a server of theirs is not about this stack's.
         replaced = {"kafka", "triton", "keys", "registry", "stack"}
@@ -126,6 +134,7 @@ class Stack:
         tables["ledger"] |= {
             name: value for name, value in mine.get("ledger", {}).items() if name in _DATABASE
         }
+        tables["knowledge"] = {"folder": self.paths.knowledge, **mine.get("knowledge", {})}
         tables["roles"] = {role: _files(identity) for role, identity in self.pki.roles.items()}
         return tables
 
@@ -167,6 +176,7 @@ class Stack:
                 )
                 for worker in self.settings.workers()
             ),
+            *(self._chat() if self.settings.chat else ()),
         ]
         return _selected(everything, only)
 
@@ -177,6 +187,37 @@ class Stack:
         return Supervisor(
             self.parts(only), run_dir=self.paths.run, log_dir=self.paths.logs, on_change=on_change
         )
+
+    def _chat(self) -> list[Process | Step]:
+        """The worker that answers customers, and what it answers from."""
+        ports = self.ports
+        return [
+            Step(name="knowledge", run=self._take_in_knowledge),
+            self._service(
+                "chat",
+                "chat",
+                ports["chat-metrics"],
+                after=("topics", "keys", "knowledge"),
+                role=self.pki.roles["chat-worker"],
+                ports={"stream": ports["chat-stream"]},
+                start_deadline_s=_JOIN_DEADLINE_S,
+                stop_grace_s=15.0,
+            ),
+        ]
+
+    async def _take_in_knowledge(self) -> str:
+        """The starter set, where nothing else is in use."""
+        from services.chat.knowledge.cli import STARTER
+        from services.chat.knowledge.importer import import_folder
+        from services.chat.knowledge.settings import KnowledgeSettings
+        from services.chat.knowledge.store import FolderStore
+
+        settings = KnowledgeSettings.load(self.paths.config)
+        store = FolderStore(settings.folder)
+        if (name := store.current()) is not None:
+            return f"version {name}"
+        done = await import_folder(STARTER, store, settings, now_ms=now_ms(), use=True)
+        return f"starter set, version {done.name}"
 
     async def _make_topics(self) -> str:
         from weir.cli.topics import create_missing, wanted
@@ -299,6 +340,7 @@ def prometheus_text(ports: Mapping[str, int]) -> str:
         "weir-risk": [port for name, port in ports.items() if name.startswith("risk-")],
         "weir-ledger": [ports["ledger-metrics"]],
         "weir-keys": [ports["keys-metrics"]],
+        "weir-chat": [ports["chat-metrics"]],
         "triton": [ports["triton-metrics"]],
     }
     lines, job = [], ""

@@ -25,6 +25,7 @@ class StackSettings(WeirSettings):
     home: Path = Field(layout.HOME, description="run state, logs, data, certificates and keys")
     models: Path = Field(layout.MODEL_SOURCES, description="the model repository that Triton and risk use")
     risk_workers: int = Field(1, ge=1, le=64, description="processes that share the partitions")
+    chat: bool = Field(True, description="a worker that answers customers, with the starter knowledge")
     kafka_heap_mb: int = Field(384, ge=128, le=65_536, description="memory of the broker")
     kafka_long_run: bool = Field(False, description="a slower start for less CPU later")
     disk_free_mb_min: int = Field(500, ge=0, description="below this nothing is started")
@@ -35,6 +36,8 @@ class StackSettings(WeirSettings):
     keys_port: Port = Field(0, description="gRPC; " + _CHOSEN)
     keys_metrics_port: Port = Field(0, description=_CHOSEN)
     ledger_metrics_port: Port = Field(0, description=_CHOSEN)
+    chat_metrics_port: Port = Field(0, description=_CHOSEN)
+    chat_stream_port: Port = Field(0, description="answers as they are written; " + _CHOSEN)
     risk_metrics_port: Port = Field(0, description="of the first worker; the next ones are always chosen")
 
     @property
@@ -84,6 +87,11 @@ class StackPaths:
     def logs(self) -> Path:
         """One file a part."""
         return self.home / "logs"
+
+    @property
+    def knowledge(self) -> Path:
+        """What chat answers from, where the person names no folder."""
+        return self.home / "knowledge"
 
     @property
     def data(self) -> Path:

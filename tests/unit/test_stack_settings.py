@@ -115,7 +115,7 @@ def test_a_part_inherits_no_setting_that_leads_elsewhere(monkeypatch, tmp_path):
 def test_only_the_named_parts_and_what_they_need_are_started(tmp_path):
     stack = Stack(StackSettings(home=tmp_path, risk_workers=2))
     assert [part.name for part in stack.parts()] == [
-        "kafka", "topics", "keys", "triton", "ledger", "risk-1", "risk-2",
+        "kafka", "topics", "keys", "triton", "ledger", "risk-1", "risk-2", "knowledge", "chat",
     ]  # fmt: skip
     assert [part.name for part in stack.parts(["ledger"])] == ["kafka", "topics", "keys", "ledger"]
     with pytest.raises(WeirError, match="no part is named 'ledgre'"):
@@ -124,7 +124,7 @@ def test_only_the_named_parts_and_what_they_need_are_started(tmp_path):
 
 def test_each_worker_has_its_own_ports_and_folder(tmp_path):
     stack = Stack(StackSettings(home=tmp_path, risk_workers=2))
-    first, second = (part.env() for part in stack.parts()[-2:])
+    first, second = (part.env() for part in stack.parts() if part.name.startswith("risk-"))
     for name in ("WEIR_RISK_METRICS_PORT", "WEIR_RISK_DATA_DIR"):
         assert first[name] != second[name]
     assert first["WEIR_KEYS_SSL_CERTIFICATE"].endswith("role-risk-worker.crt")
@@ -154,7 +154,14 @@ def test_prometheus_accepts_both_scrape_configurations(tmp_path):
         pytest.skip(str(missing))
     stack = Stack(StackSettings(home=tmp_path, risk_workers=2))
     assert stack.paths.prometheus.read_text() == prometheus_text(stack.ports)
-    for name in ("risk-1-metrics", "risk-2-metrics", "keys-metrics", "ledger-metrics", "triton-metrics"):
+    for name in (
+        "risk-1-metrics",
+        "risk-2-metrics",
+        "keys-metrics",
+        "ledger-metrics",
+        "chat-metrics",
+        "triton-metrics",
+    ):
         assert f'"127.0.0.1:{stack.ports[name]}"' in stack.paths.prometheus.read_text()
     source = Path(__file__).resolve().parents[2] / "infra" / "prometheus" / "prometheus.yml"
     for path in (source, stack.paths.prometheus):

@@ -56,6 +56,8 @@ INSTALLED: dict[str, tuple[Command, ...]] = {
         ),
     ),
     "simulate": (Command("simulate", "Run a synthetic bank, to files or to Kafka.", EVENTS, single=True),),
+    "chat": (Command("chat", "Write to the bank as a customer, and watch the answer.", EVENTS, single=True),),
+    "desk": (Command("desk", "Conversations for a person: see them, answer them.", EVENTS),),
     "replay": (Command("replay", "Decide past events again, and compare.", EVENTS, single=True),),
     "train": (Command("train", "Make a model from labelled events.", MODELS),),
     "evaluate": (Command("evaluate", "Measure a model, or a baseline, on labelled events.", MODELS),),
