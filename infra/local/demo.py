@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.live import Live
 
-from infra.local import control
+from infra.local import control, demo_chat
 from infra.local.demo_view import Tally, addresses, language, one_line, screen, summary
 from infra.local.interruption import interruption
 from infra.local.logfile import RotatingLog
@@ -26,7 +26,9 @@ from infra.local.stack import service_env
 from infra.local.stack_settings import StackPaths, StackSettings
 from infra.local.state import Phase, StackState
 from weir.cli.topics import describe
+from weir.client.chat import Replies
 from weir.client.decisions import Decisions
+from weir.client.publisher import Publisher
 from weir.config import KafkaSettings, KeyServiceSettings, RegistrySettings, TopicSettings, read_config
 from weir.errors import NeighbourUnavailable, WeirError
 
@@ -92,7 +94,16 @@ def run(*, seconds: float, rate: float, seed: int, keep: bool) -> None:
             )
         stop_after = ours and not keep
         try:
-            asked.run(_Demo(settings.paths, console, seconds, rate, seed, began_s).play())
+            demo = _Demo(
+                settings.paths,
+                console,
+                seconds=seconds,
+                rate=rate,
+                seed=seed,
+                began_s=began_s,
+                chat=any(part.name == "chat" for part in state.parts),
+            )
+            asked.run(demo.play())
             _where_next(console, settings.paths, state, stopped=stop_after)
         finally:
             if stop_after:
@@ -105,18 +116,28 @@ def run(*, seconds: float, rate: float, seed: int, keep: bool) -> None:
 
 class _Demo:
     def __init__(
-        self, paths: StackPaths, console: Console, seconds: float, rate: float, seed: int, began_s: float
+        self,
+        paths: StackPaths,
+        console: Console,
+        *,
+        seconds: float,
+        rate: float,
+        seed: int,
+        began_s: float,
+        chat: bool,
     ) -> None:
         self.paths, self.console = paths, console
         self.seconds, self.rate, self.seed, self.began_s = seconds, rate, seed, began_s
         self.reach = _Reach.of(paths)
         self.lang = language(os.environ)
+        self.chat = chat
         self.tally = Tally()
 
     async def play(self) -> None:
         await self._past()
         live_from_s = time.time()
         bank: Child | None = None
+        exchanges: list[demo_chat.Exchange] = []
         try:
             async with Decisions.connect(
                 purpose=_PURPOSE,
@@ -130,18 +151,37 @@ class _Demo:
                 pace = ("--rate", str(self.rate), "--seconds", str(self.seconds))
                 bank = await self._simulate(*pace, "--live-day", str(day))
                 reader = asyncio.create_task(self._read(decisions, live_from_s))
+                customer = asyncio.create_task(self._converse())
                 try:
                     await self._watch(bank, reader)
+                    exchanges = await customer
                 finally:
-                    reader.cancel()
-                    with suppress(asyncio.CancelledError):
-                        await reader
+                    for task in (reader, customer):
+                        task.cancel()
+                    await asyncio.wait((reader, customer))
         finally:
             if bank is not None:
                 await _end(bank)
             summary(self.console, self.tally, self.lang, self.began_s, time.time())
+            demo_chat.show(self.console, exchanges)
         if not self.tally.count:
             raise NeighbourUnavailable("no decision came. See `weir status` and `weir logs risk-1`.")
+
+    async def _converse(self) -> list[demo_chat.Exchange]:
+        """A customer's conversation, where the stack has a worker that answers."""
+        if not self.chat:
+            return []
+        reach = self.reach
+        publisher = Publisher.connect(kafka=reach.kafka, topics=reach.topics, registry=reach.registry)
+        replies = Replies.connect(
+            purpose=_PURPOSE,
+            kafka=reach.kafka,
+            topics=reach.topics,
+            registry=reach.registry,
+            keys=reach.keys,
+        )
+        async with publisher as bank, replies as inbox:
+            return await demo_chat.converse(bank, inbox, self.lang)
 
     async def _past(self) -> None:
         """Before the live part: on a fresh stack some days of the bank's past, else a few payments.
@@ -296,6 +336,7 @@ def _where_next(console: Console, paths: StackPaths, state: StackState, *, stopp
     console.print(
         "  weir decisions tail    read decisions as they are made\n"
         "  weir simulate          send more payments\n"
+        "  weir chat              ask the bank something; `weir desk tail` shows who waits\n"
         "  weir status            what runs, and on which ports (metrics are there too)\n"
         f"  weir logs -f           follow the logs in {paths.logs}\n"
         "  weir down              stop everything",

@@ -1,6 +1,7 @@
 """The embedded stack: which parts there are, in what order, with what settings. Run by `weir up`.
 
-kafka -> topics -> ledger, risk, chat; keys and triton start beside kafka. `python -m infra.local.stack` holds it.
+kafka -> topics -> ledger, risk, chat; keys and triton start beside kafka.
+`python -m infra.local.stack` holds it.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from infra.local import layout
 from infra.local.kafka import KafkaServer
 from infra.local.pki import Identity, ensure_pki
 from infra.local.ports import LOOPBACK
+from infra.local.process import spawn
 from infra.local.server import LocalServer
 from infra.local.stack_settings import (
     WRITTEN,
@@ -30,7 +32,6 @@ from infra.local.stack_settings import (
 from infra.local.state import StackState, exclusive
 from infra.local.supervisor import Process, Step, Supervisor, end_leftovers
 from infra.local.triton import TritonServer
-from weir.clock import now_ms
 from weir.config import KafkaSettings, TopicSettings
 from weir.errors import MissingPart, WeirError
 
@@ -206,18 +207,21 @@ class Stack:
         ]
 
     async def _take_in_knowledge(self) -> str:
-        """The starter set, where nothing else is in use."""
-        from services.chat.knowledge.cli import STARTER
-        from services.chat.knowledge.importer import import_folder
-        from services.chat.knowledge.settings import KnowledgeSettings
-        from services.chat.knowledge.store import FolderStore
+        """The starter set, where nothing else is in use.
 
-        settings = KnowledgeSettings.load(self.paths.config)
-        store = FolderStore(settings.folder)
-        if (name := store.current()) is not None:
-            return f"version {name}"
-        done = await import_folder(STARTER, store, settings, now_ms=now_ms(), use=True)
-        return f"starter set, version {done.name}"
+        In a process of its own: what reads documents imports much, which threads of this one import as well.
+        """
+        from services.chat.knowledge.settings import KnowledgeSettings
+
+        folder = KnowledgeSettings.load(self.paths.config).folder
+        if (layout.ROOT / folder / "current").is_file():
+            return f"what is in use in {folder}"
+        command = [sys.executable, "-m", "weir", "knowledge", "import"]
+        child = await spawn(command, service_env(self.paths, {}), layout.ROOT)
+        said = (await child.output.read()).decode(errors="replace").strip()
+        if await child.process.wait():
+            raise WeirError(f"the starter knowledge: {said.splitlines()[-1] if said else 'no word of why'}")
+        return said.splitlines()[-1]
 
     async def _make_topics(self) -> str:
         from weir.cli.topics import create_missing, wanted

@@ -90,8 +90,6 @@ def reply(
     asyncio.run(run())
 
 
-# -- a customer's side -----------------------------------------------------------------------------------------
-
 Show = Callable[[str, Any], None]
 
 
@@ -164,7 +162,7 @@ async def _lines(text: str | None, show: Show) -> AsyncIterator[str]:
 
 
 async def _watched(settings: ChatSettings, message: ChatMessage, show: Show) -> None:
-    """The answer's sentences as they are written; where they cannot be watched, the reply comes all the same."""
+    """The answer's sentences as they are written; one that cannot be watched comes as a reply all the same."""
     import httpx
 
     host, port = settings.stream_host, settings.stream_port

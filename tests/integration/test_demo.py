@@ -63,6 +63,8 @@ def test_the_demo_shows_decisions_and_ends_by_itself(home):
     assert process.returncode == ExitCode.OK, out + err
     assert "decisions/s" in out
     assert "p99" in out
+    assert "masked CARD 1" in out
+    assert "handed_over" in out
     assert "approved" in out
     assert nothing_left(state)
 
