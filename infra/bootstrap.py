@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from infra.install import stamp
 from infra.install.progress import Reporter, seconds
-from infra.install.steps import ALL, EMBEDDED_STACK, Step
+from infra.install.step import Step
+from infra.install.steps import ALL, EMBEDDED_STACK
 from infra.local import layout
 from weir.errors import ExitCode, MissingPart, WeirError
 

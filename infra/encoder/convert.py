@@ -61,8 +61,8 @@ def read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
     return tensors
 
 
-def convert(folder: Path, target: Path) -> None:
-    """Writes the encoder in `folder` (config.json, model.safetensors) to `target` as ONNX.
+def convert(folder: Path, target: Path) -> int:
+    """Writes the encoder in `folder` (config.json, model.safetensors) to `target` as ONNX; its dimension.
 
     Raises:
         EncoderNotConvertible: it is no BERT with GELU, or a weight is missing.
@@ -87,6 +87,7 @@ def convert(folder: Path, target: Path) -> None:
         raise EncoderNotConvertible(weights_path, f"lacks the weight {error.args[0]}") from error
     target.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(model, str(target))
+    return shape.hidden
 
 
 class _Graph:

@@ -5,14 +5,14 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
 
 from infra.install import jars, packages, stamp, triton_layout
+from infra.install.models import Models
 from infra.install.progress import Reporter, progress
+from infra.install.step import Step
 from infra.local import layout
 from infra.local.java import VERSION_MIN, Java, NoJava, bundled_java, candidates, find_java
 from infra.local.kafka import make_class_cache
@@ -21,40 +21,6 @@ from infra.local.tools import find_promtool, unpack_debian
 from weir.errors import MissingPart, WeirError
 
 MAVEN_SETTINGS = Path.home() / ".m2" / "settings.xml"
-
-
-class Step(ABC):
-    """One part of the set-up; done when its stamp holds what it would be made from now."""
-
-    name: ClassVar[str]
-    what: ClassVar[str]
-    needs_mb: ClassVar[int]
-    optional: ClassVar[bool] = False
-
-    @property
-    def stamp_path(self) -> Path:
-        """Where the stamp lies."""
-        return layout.HOME / "stamps" / self.name
-
-    @abstractmethod
-    def made_from(self) -> str:
-        """The fingerprint of all that this step depends on."""
-
-    @abstractmethod
-    def is_there(self) -> bool:
-        """A quick look at whether the result still exists."""
-
-    @abstractmethod
-    def make(self, reporter: Reporter) -> str:
-        """Do it; a few words on what came of it.
-
-        Raises:
-            WeirError: says why not, and what to do.
-        """
-
-    def is_done(self) -> bool:
-        """Whether nothing is left to do."""
-        return stamp.is_current(self.stamp_path, self.made_from()) and self.is_there()
 
 
 class _Venv(Step):
@@ -286,7 +252,7 @@ class _Tools(Step):
         return str(find_promtool())
 
 
-EMBEDDED_STACK: tuple[Step, ...] = (_Venv(), _JavaRuntime(), _Kafka(), _Triton(), _Loops())
+EMBEDDED_STACK: tuple[Step, ...] = (_Venv(), _JavaRuntime(), _Kafka(), _Triton(), _Loops(), Models())
 ALL: tuple[Step, ...] = (*EMBEDDED_STACK, _MariaDb(), _Tools())
 
 

@@ -18,6 +18,14 @@ TRITON = HOME / "triton"
 TRITON_BACKENDS = TRITON / "backends"
 TRITON_MODELS = TRITON / "models"
 JAVA = HOME / "java"
+# Model repositories of what set-up has converted, and beside them what their models read.
+MODELS = HOME / "models"
+# How likely a passage answers was fitted for this encoder, by its name.
+ENCODER = "all-MiniLM-L6-v2"
+ENCODER_MODELS = MODELS / "encoder-repository"
+LLM_MODELS = MODELS / "llm-repository"
+# The starter knowledge with its vectors, for a first start without waiting.
+STARTER_KNOWLEDGE = MODELS / "starter-knowledge"
 MARIADB = HOME / "mariadb"
 TOOLS = HOME / "tools"
 

@@ -47,6 +47,9 @@ _DETAIL_CHARS_MAX = 200
 PERSON_ROLE = "analyst"
 
 
+_TOKENIZER = layout.ENCODER_MODELS / "encoder" / "tokenizer.json"
+
+
 class DiskFull(WeirError):
     """There is too little room for a broker's log."""
 
@@ -78,6 +81,7 @@ class Stack:
         self.triton = TritonServer(
             settings.models,
             self.paths.logs / "triton.log",
+            also=language_models(settings),
             staged=self.paths.run / "models",
             grpc_port=self.ports["triton"],
             metrics_port=self.ports["triton-metrics"],
@@ -135,7 +139,11 @@ class Stack:
         tables["ledger"] |= {
             name: value for name, value in mine.get("ledger", {}).items() if name in _DATABASE
         }
-        tables["knowledge"] = {"folder": self.paths.knowledge, **mine.get("knowledge", {})}
+        tables["knowledge"] = {
+            "folder": self.paths.knowledge,
+            **({"encoder": layout.ENCODER, "encoder_tokenizer": _TOKENIZER} if _TOKENIZER.is_file() else {}),
+            **mine.get("knowledge", {}),
+        }
         tables["roles"] = {role: _files(identity) for role, identity in self.pki.roles.items()}
         return tables
 
@@ -209,13 +217,17 @@ class Stack:
     async def _take_in_knowledge(self) -> str:
         """The starter set, where nothing else is in use.
 
-        In a process of its own: what reads documents imports much, which threads of this one import as well.
+        Set-up has made it with vectors. Else a process of its own reads the documents: what it imports,
+        threads of this one import as well.
         """
         from services.chat.knowledge.settings import KnowledgeSettings
 
-        folder = KnowledgeSettings.load(self.paths.config).folder
-        if (layout.ROOT / folder / "current").is_file():
+        folder = layout.ROOT / KnowledgeSettings.load(self.paths.config).folder
+        if (folder / "current").is_file():
             return f"what is in use in {folder}"
+        if layout.STARTER_KNOWLEDGE.is_dir():
+            await asyncio.to_thread(shutil.copytree, layout.STARTER_KNOWLEDGE, folder, dirs_exist_ok=True)
+            return "starter set"
         command = [sys.executable, "-m", "weir", "knowledge", "import"]
         child = await spawn(command, service_env(self.paths, {}), layout.ROOT)
         said = (await child.output.read()).decode(errors="replace").strip()
@@ -276,6 +288,17 @@ class Stack:
             start_deadline_s=start_deadline_s,
             stop_grace_s=stop_grace_s,
         )
+
+
+def language_models(settings: StackSettings) -> list[Path]:
+    """The repositories of what set-up has converted, as far as this stack asks it."""
+    if not settings.chat:
+        return []
+    wanted = [layout.ENCODER_MODELS]
+    chat = users_config().get("chat", {})
+    if os.environ.get("WEIR_CHAT_GENERATE", str(chat.get("generate", False))).lower() in ("1", "true", "yes"):
+        wanted.append(layout.LLM_MODELS)
+    return [repository for repository in wanted if repository.is_dir()]
 
 
 def service_env(paths: StackPaths, own: Mapping[str, str]) -> dict[str, str]:

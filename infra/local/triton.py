@@ -8,6 +8,7 @@ that runs ONNX Runtime over the same `model.onnx`, with the same tensors, batch 
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -59,6 +60,7 @@ class TritonServer(LocalServer):
         log_path: what the server prints.
         staged: where the copy goes; replaced at each `prepare`.
         grpc_port, metrics_port: 0 chooses a free one.
+        also: further repositories, staged with the first; a model of the same name is the last one's.
         intra_op_threads: of ONNX Runtime, for models whose configuration names none.
         model_control: "explicit" lets a caller load and unload models; "none" loads all at the start.
         tls: on the gRPC port; the metrics stay in the clear on the loopback interface, HTTP is closed.
@@ -72,6 +74,7 @@ class TritonServer(LocalServer):
         model_repository: Path,
         log_path: Path,
         *,
+        also: Sequence[Path] = (),
         staged: Path = layout.TRITON_MODELS,
         grpc_port: int = 0,
         metrics_port: int = 0,
@@ -81,7 +84,7 @@ class TritonServer(LocalServer):
         environment: Path = layout.TRITON_ENV,
     ) -> None:
         super().__init__(log_path)
-        self.model_repository = model_repository
+        self.model_repository, self.also = model_repository, tuple(also)
         self.staged = staged
         self.grpc_port = grpc_port or free_port()
         self.metrics_port = metrics_port or free_port()
@@ -108,7 +111,8 @@ class TritonServer(LocalServer):
         """
         for port in (self.grpc_port, self.metrics_port):
             require_free(port, self.name)
-        stage(self.model_repository, self.staged, intra_op_threads=self.intra_op_threads)
+        sources = (self.model_repository, *self.also)
+        stage(*sources, target=self.staged, intra_op_threads=self.intra_op_threads)
 
     def command(self) -> list[str]:
         """The server's command line."""
@@ -198,8 +202,8 @@ def site_packages(environment: Path) -> Path:
     return found[0]
 
 
-def stage(source: Path, target: Path, *, intra_op_threads: int = 1) -> list[str]:
-    """Copy a model repository to `target` for a server that has the Python backend alone; the models' names.
+def stage(*sources: Path, target: Path, intra_op_threads: int = 1) -> list[str]:
+    """Copy model repositories to `target` for a server that has the Python backend alone; the models' names.
 
     A folder with a `config.pbtxt` is a model, each of its numbered folders a version. `target` is replaced
     as a whole, and only once the copy is complete.
@@ -208,15 +212,16 @@ def stage(source: Path, target: Path, *, intra_op_threads: int = 1) -> list[str]
         ConfigError: a configuration does not parse, or names a backend that does not run on a CPU.
         MissingPart: no model repository.
     """
-    if not source.is_dir():
-        raise MissingPart(f"No model repository at {source}. Correct the path.")
+    for source in sources:
+        if not source.is_dir():
+            raise MissingPart(f"No model repository at {source}. Correct the path.")
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        names = []
-        for config in sorted(source.glob("*/config.pbtxt")):
-            _stage_model(config, fresh / config.parent.name, intra_op_threads)
-            names.append(config.parent.name)
+        configs = {path.parent.name: path for source in sources for path in source.glob("*/config.pbtxt")}
+        names = sorted(configs)
+        for name in names:
+            _stage_model(configs[name], fresh / name, intra_op_threads)
         fresh.chmod(0o755)
         old = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         if target.exists():

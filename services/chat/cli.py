@@ -162,7 +162,7 @@ async def _lines(text: str | None, show: Show) -> AsyncIterator[str]:
 
 
 async def _watched(settings: ChatSettings, message: ChatMessage, show: Show) -> None:
-    """The answer's sentences as they are written; one that cannot be watched comes as a reply all the same."""
+    """The answer's sentences as they are written; one that cannot be watched is a reply all the same."""
     import httpx
 
     host, port = settings.stream_host, settings.stream_port

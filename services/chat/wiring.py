@@ -13,6 +13,7 @@ from services.chat.answer.answerer import Answerer
 from services.chat.answer.prompt import Prompts
 from services.chat.conversation import Conversations
 from services.chat.guards import Guards
+from services.chat.knowledge.encoding import encoder_of
 from services.chat.knowledge.live import LiveRetriever
 from services.chat.knowledge.settings import KnowledgeSettings
 from services.chat.knowledge.store import FolderStore
@@ -126,8 +127,11 @@ async def open_worker(
             now_ms=now_ms,
         )
         knowledge_settings = KnowledgeSettings.load()
+        encoder = encoder_of(knowledge_settings, to.triton)
+        if encoder is not None:
+            await stack.enter_async_context(encoder)
         knowledge = LiveRetriever(
-            FolderStore(knowledge_settings.folder), relevance_min=knowledge_settings.relevance_min
+            FolderStore(knowledge_settings.folder), encoder, relevance_min=knowledge_settings.relevance_min
         )
         bank = None
         if settings.bank_url is not None:

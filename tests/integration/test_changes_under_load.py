@@ -146,7 +146,7 @@ async def test_a_new_model_is_taken_by_restarting_workers_one_by_one_and_no_batc
         await asyncio.gather(*(asyncio.to_thread(each.start) for each in workers))
         async with UnderLoad(one, "model swap", seed=2) as load, load.change():
             sha256_of = dict(zip("12", another_version(repository / "risk"), strict=True))
-            stage(repository, server.staged)
+            stage(repository, target=server.staged)
             await asyncio.to_thread(control.load_model, "risk")
             assert control.is_model_ready("risk", "1")
             assert control.is_model_ready("risk", "2")

@@ -1,60 +1,14 @@
 """A tiny random BERT gives the same vectors as ONNX and as plain numpy."""
 
-import json
 from math import erf
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
-from numpy.typing import NDArray
 
 from infra.encoder import EncoderNotConvertible, convert
-
-Floats = NDArray[np.floating]
-D, HEADS, INNER, LAYERS, VOCABULARY = 8, 2, 16, 2, 20
-EPSILON = 1e-12
-
-
-def _weights() -> dict[str, Floats]:
-    rng = np.random.default_rng(7)
-    shapes: dict[str, tuple[int, ...]] = {
-        f"embeddings.{k}_embeddings.weight": (n, D)
-        for k, n in (("word", VOCABULARY), ("position", 12), ("token_type", 2))
-    }
-    norms = ["embeddings.LayerNorm"]
-    for i in range(LAYERS):
-        at = f"encoder.layer.{i}"
-        sizes: dict[str, tuple[int, ...]] = {f"attention.self.{k}": (D, D) for k in ("query", "key", "value")}
-        sizes |= {
-            "attention.output.dense": (D, D),
-            "intermediate.dense": (INNER, D),
-            "output.dense": (D, INNER),
-        }
-        for name, size in sizes.items():
-            shapes |= {f"{at}.{name}.weight": size, f"{at}.{name}.bias": size[:1]}
-        norms += [f"{at}.attention.output.LayerNorm", f"{at}.output.LayerNorm"]
-    for name in norms:
-        shapes |= {f"{name}.weight": (D,), f"{name}.bias": (D,)}
-    return {name: rng.normal(size=size).astype(np.float32) for name, size in shapes.items()}
-
-
-def _write(folder: Path, weights: dict[str, Floats], **changed: object) -> None:
-    header: dict[str, object] = {}
-    data = b""
-    for name, values in weights.items():
-        start, data = len(data), data + values.tobytes()
-        header[name] = {"dtype": "F32", "shape": list(values.shape), "data_offsets": [start, len(data)]}
-    text = json.dumps(header).encode()
-    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
-    config: dict[str, object] = {
-        "model_type": "bert",
-        "hidden_act": "gelu",
-        "num_hidden_layers": LAYERS,
-        "hidden_size": D,
-    }
-    config |= {"num_attention_heads": HEADS, "layer_norm_eps": EPSILON} | changed
-    (folder / "config.json").write_text(json.dumps(config))
+from tests.support.tiny_bert import EPSILON, HEADS, LAYERS, D, Floats, weights, write
 
 
 def _expected(w: dict[str, Floats], ids: list[int]) -> Floats:
@@ -91,30 +45,30 @@ def _expected(w: dict[str, Floats], ids: list[int]) -> Floats:
 
 
 def test_vectors_are_those_of_plain_numpy_whatever_the_padding(tmp_path: Path) -> None:
-    weights = _weights()
-    _write(tmp_path, weights)
+    tensors = weights()
+    write(tmp_path, tensors)
     convert(tmp_path, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     ids = np.array([[1, 5, 9, 2, 3], [1, 7, 2, 0, 0]])
     mask = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     (got,) = session.run(["embedding"], {"input_ids": ids, "attention_mask": mask})
-    wanted = np.stack([_expected(weights, [1, 5, 9, 2, 3]), _expected(weights, [1, 7, 2])])
+    wanted = np.stack([_expected(tensors, [1, 5, 9, 2, 3]), _expected(tensors, [1, 7, 2])])
     np.testing.assert_allclose(got, wanted, atol=1e-5)
 
 
 def test_a_missing_weight_is_named(tmp_path: Path) -> None:
-    weights = _weights()
-    del weights["encoder.layer.1.output.dense.bias"]
-    _write(tmp_path, weights)
+    tensors = weights()
+    del tensors["encoder.layer.1.output.dense.bias"]
+    write(tmp_path, tensors)
     with pytest.raises(EncoderNotConvertible, match=r"layer\.1\.output\.dense\.bias"):
         convert(tmp_path, tmp_path / "model.onnx")
 
 
 def test_another_kind_of_model_and_a_torn_file_are_refused(tmp_path: Path) -> None:
-    _write(tmp_path, _weights(), hidden_act="relu")
+    write(tmp_path, weights(), hidden_act="relu")
     with pytest.raises(EncoderNotConvertible, match="another kind"):
         convert(tmp_path, tmp_path / "model.onnx")
-    _write(tmp_path, _weights())
+    write(tmp_path, weights())
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(EncoderNotConvertible, match="not whole"):

@@ -92,7 +92,7 @@ def test_trees_are_put_on_the_cpu_where_onnx_runtime_has_their_operator(folder, 
 
 
 def test_the_cpu_profile_changes_the_backend_and_nothing_that_a_caller_sees(folder, config, tmp_path):
-    assert folder.name in stage(layout.MODEL_SOURCES, tmp_path / "models", intra_op_threads=2)
+    assert folder.name in stage(layout.MODEL_SOURCES, target=tmp_path / "models", intra_op_threads=2)
     staged = parsed((tmp_path / "models" / folder.name / "config.pbtxt").read_text())
     # What the model says of its threads holds, whatever the server would give it.
     assert staged.backend == "python"

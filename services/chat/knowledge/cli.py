@@ -2,8 +2,8 @@
 
 import asyncio
 import json
-import time
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,9 +15,11 @@ from services.chat.knowledge.errors import ImportRefused, KnowledgeMissing
 from services.chat.knowledge.settings import KnowledgeSettings
 from services.chat.knowledge.store import FolderStore
 from services.chat.knowledge.tokens import language_of
+from weir.clock import now_ms
 
 if TYPE_CHECKING:
     from services.chat.knowledge.search import Found
+    from weir.inference.encoder import TritonEncoder
 
 app = typer.Typer(help="The bank's own documents: import them, search them.", no_args_is_help=True)
 
@@ -32,6 +34,21 @@ def _store(folder: Path | None) -> tuple[FolderStore, KnowledgeSettings]:
     return FolderStore(folder or settings.folder), settings
 
 
+@asynccontextmanager
+async def _encoder(settings: KnowledgeSettings) -> AsyncIterator["TritonEncoder | None"]:
+    """What the settings name; None searches by words alone."""
+    if not settings.encoder:
+        yield None
+        return
+    from services.chat.knowledge.encoding import encoder_of
+    from weir.config import TritonSettings
+
+    encoder = encoder_of(settings, TritonSettings.load())
+    assert encoder is not None
+    async with encoder:
+        yield encoder
+
+
 @app.command("import")
 def import_(
     directory: Annotated[
@@ -42,13 +59,24 @@ def import_(
     as_json: AsJson = False,
 ) -> None:
     """Take a folder in as a new version; one that changes nothing makes none."""
-    from services.chat.knowledge.importer import import_folder
+    from services.chat.knowledge.importer import Import, import_folder
 
     store, settings = _store(folder)
+
+    async def run() -> Import:
+        async with _encoder(settings) as encoder:
+            return await import_folder(
+                directory or STARTER,
+                store,
+                settings,
+                now_ms=now_ms(),
+                encoder=encoder,
+                encoder_name=settings.encoder,
+                use=use,
+            )
+
     try:
-        done = asyncio.run(
-            import_folder(directory or STARTER, store, settings, now_ms=time.time_ns() // 1_000_000, use=use)
-        )
+        done = asyncio.run(run())
     except ImportRefused as error:
         for problem in error.problems[1:]:
             typer.echo(problem, err=True)
@@ -170,19 +198,24 @@ def search_(
     as_json: AsJson = False,
 ) -> None:
     """The passages nearest to a question, with relevance and why; a star marks those that answer it."""
-    from services.chat.knowledge.search import HybridRetriever
+    from services.chat.knowledge.search import Found, HybridRetriever
 
     store, settings = _store(folder)
     name = store.find(version) if version else store.current()
     if name is None:
         raise KnowledgeMissing(f"{store.root}: no knowledge yet. Try `weir knowledge import DIR`.")
-    retriever = HybridRetriever(store.open(name), relevance_min=settings.relevance_min)
     spoken: Language = language_of(question)
     if language is not None:
         if language not in ("en", "zh"):
             raise typer.BadParameter("must be en or zh", param_hint="--language")
         spoken = "zh" if language == "zh" else "en"
-    found = asyncio.run(retriever.find(question, spoken, count=count, now_ms=time.time_ns() // 1_000_000))
+
+    async def run() -> Found:
+        async with _encoder(settings) as encoder:
+            retriever = HybridRetriever(store.open(name), encoder, relevance_min=settings.relevance_min)
+            return await retriever.find(question, spoken, count=count, now_ms=now_ms())
+
+    found = asyncio.run(run())
     if as_json:
         typer.echo(json.dumps(_as_dict(found, name), indent=2, ensure_ascii=False))
         return
@@ -205,7 +238,7 @@ def evaluate_(
     fit: Annotated[bool, typer.Option("--fit", help="First fit the relevance anew, by words.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Recall, MRR, and what is found wrongly or missed, on the starter knowledge; by words."""
+    """Recall, MRR, and what is found wrongly or missed, on the starter knowledge."""
     from services.chat.evaluate.retrieval import measure
     from services.chat.knowledge import relevance
 
@@ -220,7 +253,13 @@ def evaluate_(
                 f"missed {figures.missed}, another first {figures.wrong_first}",
                 err=as_json,
             )
-    made = asyncio.run(measure(faq_file=faq))
+    settings = KnowledgeSettings.load()
+
+    async def run() -> dict[str, object]:
+        async with _encoder(settings) as encoder:
+            return await measure(passages=encoder, asked=encoder, encoder_name=settings.encoder, faq_file=faq)
+
+    made = asyncio.run(run())
     if as_json:
         typer.echo(json.dumps(made, indent=2))
         return

@@ -25,6 +25,12 @@ class KnowledgeSettings(WeirSettings):
     duplicate_share: float = Field(
         0.8, gt=0, le=1, description="shared three-word runs from which two passages count as near duplicates"
     )
+    encoder: str = Field(
+        "",
+        description="what the vectors are made by, such as all-MiniLM-L6-v2; empty searches by words alone",
+    )
+    encoder_model: str = Field("encoder", min_length=1, description="its name on Triton")
+    encoder_tokenizer: Path | None = Field(None, description="its tokenizer.json")
     relevance_min: float | None = Field(
         None, ge=0, le=1, description="under it nothing is found; none takes the fitted threshold"
     )

@@ -44,6 +44,8 @@ _HISTORY_TURNS = 6
 # So often in a row without an answer, and a person takes over.
 _UNANSWERED_MAX = 2
 _SUMMARY_CHARS_MAX = 300
+# Why a search went by words alone though nothing was away: the knowledge or the language has no vectors.
+_BY_DESIGN = ("", "no_vectors", "encoder_not_fitted")
 _TEXT_OF_THREAT = {Threat.ADVICE: "refused_advice", Threat.OTHER_CUSTOMER: "refused_other"}
 
 Show = Callable[[Sentence], None]
@@ -328,7 +330,9 @@ class _Answering:
                 hits.append(hit)
             else:
                 self.trail.guard = self.trail.guard or verdict.rule
-        self.trail.hits, self.trail.degraded = hits, found.degraded
+        self.trail.hits = hits
+        if found.degraded not in _BY_DESIGN:
+            self.trail.degraded = found.degraded
         self.trail.knowledge_version = to._knowledge.version or ""
 
     def _allowed(self, sentences: Sequence[Sentence]) -> list[Sentence]:

