@@ -223,11 +223,13 @@ async def _serve_answers(
         PortTaken: another process listens there.
     """
     # What customers see is whole already: their own data was put back when it was shown.
-    runner = web.AppRunner(application(live, pseudonym, lambda _, text: text), access_log=None)
+    runner = web.AppRunner(
+        application(live, pseudonym, lambda _, text: text), access_log=None, shutdown_timeout=1.0
+    )
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     try:
-        await web.TCPSite(runner, settings.stream_host, settings.stream_port, shutdown_timeout=1.0).start()
+        await web.TCPSite(runner, settings.stream_host, settings.stream_port).start()
     except OSError as error:
         raise PortTaken(settings.stream_host, settings.stream_port) from error
 

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,19 @@ class ChatUnderTest(WorkerUnderTest):
     def _own(self) -> dict[str, Any]:
         self.tables.setdefault("knowledge", {"folder": str(self.knowledge)})
         return {"group": self.topics.chat_messages, "stream_port": self.stream_port}
+
+    def another(self, directory: Path) -> "ChatUnderTest":
+        """A worker of the same group, not yet started."""
+        other = replace(
+            self,
+            directory=directory,
+            metrics_port=free_port(),
+            stream_port=free_port(),
+            process=None,
+            tables=dict(self.tables),
+        )
+        other.topics = self.topics
+        return other
 
     def publisher(self) -> Publisher:
         return Publisher.connect(kafka=self.kafka_settings, topics=self.topics, registry=self.registry)

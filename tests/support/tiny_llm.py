@@ -39,6 +39,7 @@ class TinyLlm:
     rotary_factors: bool = False
     epsilon: float = 1e-5
     seed: int = 1
+    context: int = 256
     tensors: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -89,7 +90,7 @@ class TinyLlm:
         """Write it as llama.cpp would; matrices quantised where their width allows."""
         writer, name = GGUFWriter(path, self.architecture), self.architecture
         writer.add_block_count(self.layers)
-        writer.add_context_length(256)
+        writer.add_context_length(self.context)
         writer.add_embedding_length(self.hidden)
         writer.add_feed_forward_length(self.feed_forward)
         writer.add_head_count(self.heads)
