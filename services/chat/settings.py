@@ -21,6 +21,9 @@ class ChatSettings(WeirSettings):
     texts: Path = Field(texts.DEFAULT, description="what the service says in its own words, reviewed")
     tool_words: Path = Field(asked.DEFAULT, description="by which words a tool is asked for")
     words: Path = Field(words.DEFAULT_TABLE, description="words that make a message urgent or tell its mood")
+    public_numbers: list[str] = Field(
+        [], description="the bank's own telephone numbers, which are nobody's personal data"
+    )
     text_chars_max: int = Field(
         4_000, ge=100, le=100_000, description="of a message; a longer one is not read"
     )

@@ -36,7 +36,7 @@ from services.chat.writing import Outlets, ReplyWriting, Sealed
 from weir.clock import now_ms
 from weir.codec.registry import open_registry
 from weir.codec.schemas import SUBJECTS, load_schema
-from weir.config import TopicSettings
+from weir.config import TopicSettings, TritonSettings
 from weir.crypto.keyring import Keyring
 from weir.errors import ConfigError
 from weir.inference.generation import Generation
@@ -139,13 +139,13 @@ async def open_worker(
                 HttpBank(settings.bank_url, deadline_s=settings.bank_deadline_s)
             )
         responder = Responder(
-            Masker(),
+            Masker(public_numbers=settings.public_numbers),
             words,
             guards,
             tool_words,
             Tools(texts, bank),
             knowledge,
-            await _answerer(settings, to, stack),
+            await answerer_of(settings, to.triton, stack),
             texts,
             limits=Limits(settings.text_chars_max, settings.messages_per_minute_max),
             deadline_s=settings.turn_deadline_s,
@@ -200,11 +200,12 @@ async def open_worker(
         yield Worker(engine, processor, knowledge, live)
 
 
-async def _answerer(settings: ChatSettings, to: Connections, stack: AsyncExitStack) -> Answerer:
+async def answerer_of(settings: ChatSettings, triton: TritonSettings, stack: AsyncExitStack) -> Answerer:
+    """By passages alone, or with the language model that the settings name; `stack` disconnects it."""
     if not settings.generate:
         return Answerer(stem=stem)
     canary = secrets.token_hex(_CANARY_BYTES)
-    generation = await stack.enter_async_context(Generation(to.triton, settings.model))
+    generation = await stack.enter_async_context(Generation(triton, settings.model))
     prompts = Prompts(
         cast(Literal["chatml", "llama3", "deepseek"], settings.template),
         canary,

@@ -89,6 +89,36 @@ def train_risk(
     typer.echo(figures_table({**metrics["baselines"], "model": metrics["test"]}))
 
 
+@evaluate.command("chat")
+def evaluate_chat(
+    generate: Annotated[
+        bool, typer.Option("--generate", help="Let the language model on Triton write, as [chat] names it.")
+    ] = False,
+    pii: Annotated[
+        Path | None, typer.Option(help="Presidio's synthetic sentences, JSON lines; beside our own.")
+    ] = None,
+    faq: Annotated[
+        Path | None, typer.Option(help="JSON lines of id, question, answer to search too.")
+    ] = None,
+    questions: Annotated[
+        int | None, typer.Option(min=1, help="Of the starter set, for each language; default all.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Masking, guards, retrieval and whole turns of the chat service, each with its size and interval."""
+    import asyncio
+
+    from services.chat.evaluate.command import evaluate_chat as run
+    from services.chat.evaluate.command import lines_of
+
+    made = asyncio.run(run(generate=generate, pii_file=pii, faq_file=faq, questions_max=questions))
+    if as_json:
+        typer.echo(json.dumps(made, indent=2, ensure_ascii=False))
+        return
+    for line in lines_of(made):
+        typer.echo(line)
+
+
 @evaluate.command("risk")
 def evaluate_risk(
     model: Annotated[

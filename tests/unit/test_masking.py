@@ -5,20 +5,19 @@ import random
 import re
 import string
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from services.chat.domain import PLACEHOLDER, DataClass
+from services.chat.evaluate.chat import MASKING_VECTORS as VECTORS
 from services.chat.evaluate.pii import Example, measure, read_presidio, read_vectors
 from services.chat.masking import Masker, unmask
 from services.chat.masking import tagger as tagger_module
 from services.chat.masking.tagger import Tagger
 from weir.errors import BadInput, IntegrityError
 
-VECTORS = Path(__file__).parents[1] / "conformance" / "masking_vectors.json"
 SET = json.loads(VECTORS.read_text(encoding="utf-8"))
 TEXTS = SET["texts"]
 MARK = re.compile(r"«([A-Z_]+):(.*?)»", re.DOTALL)
