@@ -23,6 +23,8 @@ MODELS = HOME / "models"
 # How likely a passage answers was fitted for this encoder, by its name.
 ENCODER = "all-MiniLM-L6-v2"
 ENCODER_MODELS = MODELS / "encoder-repository"
+# What ships: the head over the encoder's vectors.
+INTENT_MODELS = ROOT / "services" / "chat" / "understanding" / "models"
 LLM_MODELS = MODELS / "llm-repository"
 # The starter knowledge with its vectors, for a first start without waiting.
 STARTER_KNOWLEDGE = MODELS / "starter-knowledge"

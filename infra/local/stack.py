@@ -127,6 +127,7 @@ class Stack:
                 "metrics_host": LOOPBACK,
                 "metrics_port": self.ports["chat-metrics"],
                 "data_dir": self.paths.data / "chat",
+                **({"intent_model": "intent"} if _TOKENIZER.is_file() else {}),
             },
         }
         # What a person says about a broker or a server of theirs is not about this stack's.
@@ -295,6 +296,9 @@ def language_models(settings: StackSettings) -> list[Path]:
     if not settings.chat:
         return []
     wanted = [layout.ENCODER_MODELS]
+    if _TOKENIZER.is_file():
+        # It scores the encoder's vectors.
+        wanted.append(layout.INTENT_MODELS)
     chat = users_config().get("chat", {})
     if os.environ.get("WEIR_CHAT_GENERATE", str(chat.get("generate", False))).lower() in ("1", "true", "yes"):
         wanted.append(layout.LLM_MODELS)

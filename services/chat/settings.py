@@ -7,7 +7,7 @@ from pydantic import Field
 
 from services.chat.tools import asked
 from services.chat.turn import texts
-from services.chat.understanding import words
+from services.chat.understanding import intents, words
 from weir.config import Port, WeirSettings
 
 
@@ -30,6 +30,10 @@ class ChatSettings(WeirSettings):
     messages_per_minute_max: int = Field(12, ge=1, le=99, description="of one conversation")
     turn_deadline_s: float = Field(25.0, gt=0, le=300, description="for one answer; then a person takes over")
     turns_max: int = Field(32, ge=1, le=10_000, description="answered at once; more wait")
+    intent_model: str = Field("", description="the intents' head on Triton; empty leaves intents open")
+    intent_repository: Path = Field(
+        intents.SHIPPED, description="where its model.json stands: labels, threshold, checksum"
+    )
     generate: bool = Field(
         False, description="let the language model write; else answers are the passages' own sentences"
     )

@@ -32,6 +32,9 @@ from services.chat.tools.tools import Tools
 from services.chat.turn.respond import Limits, Responder
 from services.chat.turn.texts import Texts
 from services.chat.understanding import load_words
+from services.chat.understanding.intents import OUTPUT as INTENT_OUTPUT
+from services.chat.understanding.intents import VERSION as INTENT_VERSION
+from services.chat.understanding.intents import About, Intents
 from services.chat.writing import Outlets, ReplyWriting, Sealed
 from weir.clock import now_ms
 from weir.codec.registry import open_registry
@@ -39,6 +42,8 @@ from weir.codec.schemas import SUBJECTS, load_schema
 from weir.config import TopicSettings, TritonSettings
 from weir.crypto.keyring import Keyring
 from weir.errors import ConfigError
+from weir.inference.client import ModelClient
+from weir.inference.encoder import TritonEncoder
 from weir.inference.generation import Generation
 from weir.obs.http import PortTaken
 from weir.obs.metrics import Metrics
@@ -65,6 +70,8 @@ SCHEMAS = (
 # Bytes of UTF-8 a token, at least, in the vocabularies of the models that are served: a bound, not a count.
 _BYTES_A_TOKEN = 3
 _CANARY_BYTES = 8
+# A customer waits; without an intent he is answered all the same.
+_INTENT_DEADLINE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -147,6 +154,7 @@ async def open_worker(
             knowledge,
             await answerer_of(settings, to.triton, stack),
             texts,
+            intents=await _intents(settings, to, encoder, metrics, stack),
             limits=Limits(settings.text_chars_max, settings.messages_per_minute_max),
             deadline_s=settings.turn_deadline_s,
             now_ms=now_ms,
@@ -198,6 +206,34 @@ async def open_worker(
         stream_metrics.watch_in_flight(lambda: engine.rows_in_flight)
         stack.push_async_callback(engine.shutdown)
         yield Worker(engine, processor, knowledge, live)
+
+
+async def _intents(
+    settings: ChatSettings,
+    to: Connections,
+    encoder: TritonEncoder | None,
+    metrics: Metrics,
+    stack: AsyncExitStack,
+) -> Intents | None:
+    """What asks for intents, where the settings name a head; it needs the encoder.
+
+    Raises:
+        ConfigError: a head without an encoder. MissingPart, IntegrityError: its description.
+    """
+    if not settings.intent_model:
+        return None
+    if encoder is None:
+        raise ConfigError("[chat] intent_model needs [knowledge] encoder. Set it, or leave both empty.")
+    head = ModelClient(
+        to.triton,
+        settings.intent_model,
+        INTENT_VERSION,
+        outputs=[INTENT_OUTPUT],
+        rows_max=64,
+        deadline_s=_INTENT_DEADLINE_S,
+        metrics=metrics.model(settings.intent_model),
+    )
+    return Intents(encoder, await stack.enter_async_context(head), About.read(settings.intent_repository))
 
 
 async def answerer_of(settings: ChatSettings, triton: TritonSettings, stack: AsyncExitStack) -> Answerer:

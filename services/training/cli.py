@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from services.training import intent_cli
 from services.training.errors import ModelBroken, TrainingError
 from services.training.settings import TrainingSettings
 
@@ -87,6 +88,10 @@ def train_risk(
     metrics = about["metrics"]
     typer.echo(f"risk version {about['version']} in {folder}\n")
     typer.echo(figures_table({**metrics["baselines"], "model": metrics["test"]}))
+
+
+train.command("intent")(intent_cli.train_intent)
+evaluate.command("intent")(intent_cli.evaluate_intent)
 
 
 @evaluate.command("chat")
