@@ -66,6 +66,14 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeysProcess]:
 
 
 @pytest.fixture(scope="session")
+def knowledge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the starter knowledge in use, without vectors."""
+    from tests.support.chat import starter_knowledge
+
+    return starter_knowledge(tmp_path_factory.mktemp("knowledge"))
+
+
+@pytest.fixture(scope="session")
 def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of an empty database on a real MariaDB."""
     folder = tmp_path_factory.mktemp("mariadb")

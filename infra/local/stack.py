@@ -124,6 +124,7 @@ class Stack:
             "chat": {
                 "stream_host": LOOPBACK,
                 "stream_port": self.ports["chat-stream"],
+                "grpc_port": self.ports["chat-grpc"],
                 "metrics_host": LOOPBACK,
                 "metrics_port": self.ports["chat-metrics"],
                 "data_dir": self.paths.data / "chat",
@@ -209,7 +210,7 @@ class Stack:
                 ports["chat-metrics"],
                 after=("topics", "keys", "knowledge"),
                 role=self.pki.roles["chat-worker"],
-                ports={"stream": ports["chat-stream"]},
+                ports={"stream": ports["chat-stream"], "grpc": ports["chat-grpc"]},
                 start_deadline_s=_JOIN_DEADLINE_S,
                 stop_grace_s=15.0,
             ),

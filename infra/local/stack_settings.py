@@ -38,6 +38,7 @@ class StackSettings(WeirSettings):
     ledger_metrics_port: Port = Field(0, description=_CHOSEN)
     chat_metrics_port: Port = Field(0, description=_CHOSEN)
     chat_stream_port: Port = Field(0, description="answers as they are written; " + _CHOSEN)
+    chat_grpc_port: Port = Field(0, description="the same by gRPC; " + _CHOSEN)
     risk_metrics_port: Port = Field(0, description="of the first worker; the next ones are always chosen")
 
     @property

@@ -5,22 +5,14 @@ from typing import Any
 
 from services.chat.settings import ChatSettings
 from services.chat.wiring import Worker, open_worker
-from weir.errors import WeirError
 from weir.obs.http import serve
 from weir.obs.log import get_logger
 from weir.obs.metrics import Metrics
-from weir.streams.engine import Engine, Phase
+from weir.streams.engine import Engine
 from weir.streams.engine_app import EXACTLY_ONCE, EngineApp
 from weir.streams.neighbours import Connections, Identity
 
 log = get_logger("weir.chat.app")
-
-_STATES = {
-    Phase.CLOSED: "opening",
-    Phase.RUNNING: "answering",
-    Phase.ABORTING: "rolling back",
-    Phase.STOPPED: "stopped",
-}
 
 
 class ChatApp(EngineApp):
@@ -62,27 +54,17 @@ class ChatApp(EngineApp):
         """Disconnect."""
         await self._parts.aclose()
 
-    def give_up(self, error: BaseException) -> None:
-        """Say what ended the worker, and end it."""
-        if self.fatal is None:
-            log.error("chat_worker_failed", error=str(error) if isinstance(error, WeirError) else repr(error))
-        super().give_up(error)
-
     async def _health(self) -> dict[str, Any]:
+        standing = self.standing("answering")
         if self._opened is None:
-            return {"ready": False, "state": "opening"}
-        worker, engine = self._opened, self._opened.engine
-        joined = self._assignment is not None
-        restoring = sorted(partition for _, partition in engine.restoring)
+            return standing
+        worker = self._opened
         return {
-            "ready": joined and not restoring,
-            "state": "restoring" if restoring else _STATES[engine.phase] if joined else "joining",
-            "partitions": sorted(partition for _, partition in engine.ready),
-            "restoring": restoring,
+            **standing,
             "knowledge": worker.knowledge.version,
             "generates": self.settings.generate,
             "conversations": len(worker.processor.conversations),
-            "messages_in_flight": engine.rows_in_flight,
+            "messages_in_flight": worker.engine.rows_in_flight,
         }
 
 

@@ -57,6 +57,7 @@ class ChatSettings(WeirSettings):
     )
     stream_host: str = Field("127.0.0.1", description="address of the answers as they are written")
     stream_port: Port = Field(9110, description="server-sent events, for the bank's own gateway")
+    grpc_port: Port = Field(9112, description="the same as a gRPC stream")
     watchers_max: int = Field(1000, ge=1, le=100_000, description="answers that are watched at once")
     metrics_host: str = Field("127.0.0.1", description="address of /metrics and /healthz")
     metrics_port: Port = Field(9111, description="/metrics and /healthz")

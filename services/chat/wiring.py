@@ -25,6 +25,7 @@ from services.chat.reading import MessageReading
 from services.chat.restore import Restoring
 from services.chat.settings import ChatSettings
 from services.chat.streaming.live import LiveAnswers
+from services.chat.streaming.rpc import AnswersServicer, serve_answers
 from services.chat.streaming.sse import application
 from services.chat.tools.asked import ToolWords
 from services.chat.tools.bank import HttpBank
@@ -254,7 +255,7 @@ async def answerer_of(settings: ChatSettings, triton: TritonSettings, stack: Asy
 async def _serve_answers(
     settings: ChatSettings, live: LiveAnswers, pseudonym: Callable[[str], str], stack: AsyncExitStack
 ) -> None:
-    """Answers as they are written, for the bank's app.
+    """Answers as they are written, for the bank's gateway: as server-sent events, and as a gRPC stream.
 
     Raises:
         PortTaken: another process listens there.
@@ -269,6 +270,13 @@ async def _serve_answers(
         await web.TCPSite(runner, settings.stream_host, settings.stream_port).start()
     except OSError as error:
         raise PortTaken(settings.stream_host, settings.stream_port) from error
+    try:
+        server = await serve_answers(
+            AnswersServicer(live, pseudonym), settings.stream_host, settings.grpc_port
+        )
+    except OSError as error:
+        raise PortTaken(settings.stream_host, settings.grpc_port) from error
+    stack.push_async_callback(server.stop, 1.0)
 
 
 async def _partition_counts(to: Connections, client_id: str) -> dict[str, int]:

@@ -9,12 +9,11 @@ from faust.types import TP
 
 from services.risk.settings import RiskSettings
 from services.risk.wiring import Worker, open_worker
-from weir.errors import WeirError
 from weir.obs.http import serve
 from weir.obs.log import get_logger
 from weir.obs.metrics import Metrics
 from weir.streams.assignor import Warmth
-from weir.streams.engine import Engine, Phase
+from weir.streams.engine import Engine
 from weir.streams.engine_app import EngineApp
 from weir.streams.neighbours import Connections, Identity, every
 from weir.streams.ports import Place
@@ -23,12 +22,6 @@ log = get_logger("weir.risk.app")
 
 _POLICY_CHECK_S = 1.0
 _GC_THRESHOLDS = (50_000, 20, 50)
-_STATES = {
-    Phase.CLOSED: "opening",
-    Phase.RUNNING: "deciding",
-    Phase.ABORTING: "rolling back",
-    Phase.STOPPED: "stopped",
-}
 
 
 class RiskApp(EngineApp):
@@ -101,24 +94,13 @@ class RiskApp(EngineApp):
         """Which partitions' state is in memory, or on disk."""
         return Warmth() if self._opened is None else self._opened.warmth()
 
-    def give_up(self, error: BaseException) -> None:
-        """Say what ended the worker, and end it."""
-        if self.fatal is None:
-            log.error("risk_worker_failed", error=str(error) if isinstance(error, WeirError) else repr(error))
-        super().give_up(error)
-
     async def _health(self) -> dict[str, Any]:
+        standing = self.standing("deciding")
         if self._opened is None:
-            return {"ready": False, "state": "opening"}
+            return standing
         worker, engine = self._opened, self._opened.engine
-        # A worker beyond the number of partitions has none, and is ready all the same.
-        joined = self._assignment is not None
-        restoring = sorted(_numbers(engine.restoring))
         return {
-            "ready": joined and not restoring,
-            "state": "restoring" if restoring else _STATES[engine.phase] if joined else "joining",
-            "partitions": sorted(_numbers(engine.ready)),
-            "restoring": restoring,
+            **standing,
             "standby": sorted(worker.standbys.positions) if worker.standbys is not None else [],
             "guarantee": self.settings.processing_guarantee,
             "model_ready": await worker.model.ready(),

@@ -105,6 +105,9 @@ def evaluate_chat(
     faq: Annotated[
         Path | None, typer.Option(help="JSON lines of id, question, answer to search too.")
     ] = None,
+    messages: Annotated[
+        Path | None, typer.Option(help="A bank's own messages, CSV with a column text: how many are refused.")
+    ] = None,
     questions: Annotated[
         int | None, typer.Option(min=1, help="Of the starter set, for each language; default all.")
     ] = None,
@@ -116,7 +119,15 @@ def evaluate_chat(
     from services.chat.evaluate.command import evaluate_chat as run
     from services.chat.evaluate.command import lines_of
 
-    made = asyncio.run(run(generate=generate, pii_file=pii, faq_file=faq, questions_max=questions))
+    made = asyncio.run(
+        run(
+            generate=generate,
+            pii_file=pii,
+            faq_file=faq,
+            messages_file=messages,
+            questions_max=questions,
+        )
+    )
     if as_json:
         typer.echo(json.dumps(made, indent=2, ensure_ascii=False))
         return

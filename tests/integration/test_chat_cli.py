@@ -7,14 +7,13 @@ import sys
 
 import pytest
 
-from tests.support.chat import chat_under_test, starter_knowledge
+from tests.support.chat import chat_under_test
 from weir.errors import ExitCode
 
 
 @pytest.fixture(scope="module")
-def chat(tmp_path_factory, kafka, keys):
-    folder = tmp_path_factory.mktemp("chat")
-    with chat_under_test(folder, kafka, keys, starter_knowledge(folder / "knowledge")) as chat:
+def chat(tmp_path_factory, kafka, keys, knowledge):
+    with chat_under_test(tmp_path_factory.mktemp("chat"), kafka, keys, knowledge) as chat:
         yield chat.start()
 
 

@@ -3,7 +3,6 @@
 import asyncio
 from contextlib import asynccontextmanager
 
-import pytest
 from aiohttp import web
 
 from infra.llm.convert import convert
@@ -15,7 +14,6 @@ from tests.support.chat import (
     replied,
     reply_to,
     say,
-    starter_knowledge,
 )
 from tests.support.payments import raw_records
 from tests.support.tiny_llm import TinyLlm
@@ -25,11 +23,6 @@ from weir.codec.registry import FileRegistry
 from weir.codec.schemas import SUBJECTS, load_schema
 
 KNOWN = "What does a replacement card cost?"
-
-
-@pytest.fixture(scope="module")
-def knowledge(tmp_path_factory):
-    return starter_knowledge(tmp_path_factory.mktemp("knowledge"))
 
 
 @asynccontextmanager

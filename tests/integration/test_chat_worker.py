@@ -4,6 +4,7 @@ import asyncio
 import json
 from datetime import UTC, datetime
 
+import grpc
 import httpx
 import pytest
 
@@ -18,19 +19,14 @@ from tests.support.chat import (
     replied,
     reply_to,
     say,
-    starter_knowledge,
 )
-from tests.support.payments import raw_records
+from tests.support.payments import raw_records, until
+from weir._proto.weir.chat.v1 import answers_pb2, answers_pb2_grpc
 from weir.client.chat import ChatMessage
 
 KNOWN = "What does a replacement card cost?"
 KNOWN_ZH = "怎么投诉？"
 CARD = "4111 1111 1111 1111"
-
-
-@pytest.fixture(scope="module")
-def knowledge(tmp_path_factory):
-    return starter_knowledge(tmp_path_factory.mktemp("knowledge"))
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +214,36 @@ async def test_an_answer_can_be_watched_while_it_is_written_and_by_its_customer_
     assert [data["text"] for kind, data in events if kind == "sentence"] == [s.text for s in reply.sentences]
     assert events[-1][0] == "finished"
     assert stranger.status_code == 403
+
+
+async def test_an_answer_can_be_watched_by_grpc_too(chat):
+    reply = await reply_to(chat, message("by-grpc", KNOWN, "by-grpc"))
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{chat.grpc_port}") as channel:
+        answers = answers_pb2_grpc.AnswersStub(channel)
+
+        async def watch(event_id: str, customer: str) -> list:
+            request = answers_pb2.WatchRequest(event_id=event_id, customer_id=customer, wait_seconds=0.2)
+            return [event async for event in answers.Watch(request)]
+
+        events = await watch("by-grpc", "anna")
+        assert [event.sentence.text for event in events[:-1]] == [each.text for each in reply.sentences]
+        assert events[-1].finished.outcome == "answered"
+        for event_id, customer, code in [
+            ("by-grpc", "mallory", grpc.StatusCode.PERMISSION_DENIED),
+            ("never", "anna", grpc.StatusCode.NOT_FOUND),
+            ("", "anna", grpc.StatusCode.INVALID_ARGUMENT),
+        ]:
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await watch(event_id, customer)
+            assert error.value.code() is code
+        leaving = answers.Watch(
+            answers_pb2.WatchRequest(event_id="later", customer_id="anna", wait_seconds=20)
+        )
+        reading = asyncio.create_task(leaving.read())
+        await until(lambda: "weir_chat_watchers 1.0" in chat.metrics(), "watchers")
+        leaving.cancel()
+        await until(lambda: "weir_chat_watchers 0.0" in chat.metrics(), "watchers")
+        reading.cancel()
 
 
 async def test_every_reply_has_its_audit_record(chat):

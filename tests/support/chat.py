@@ -38,6 +38,7 @@ class ChatUnderTest(WorkerUnderTest):
 
     knowledge: Path = Path()
     stream_port: int = field(default_factory=free_port)
+    grpc_port: int = field(default_factory=free_port)
 
     def _make_topics(self) -> TopicSettings:
         make = self.kafka.make_topic
@@ -55,7 +56,8 @@ class ChatUnderTest(WorkerUnderTest):
 
     def _own(self) -> dict[str, Any]:
         self.tables.setdefault("knowledge", {"folder": str(self.knowledge)})
-        return {"group": self.topics.chat_messages, "stream_port": self.stream_port}
+        ports = {"stream_port": self.stream_port, "grpc_port": self.grpc_port}
+        return {"group": self.topics.chat_messages, **ports}
 
     def another(self, directory: Path) -> "ChatUnderTest":
         """A worker of the same group, not yet started."""
@@ -64,6 +66,7 @@ class ChatUnderTest(WorkerUnderTest):
             directory=directory,
             metrics_port=free_port(),
             stream_port=free_port(),
+            grpc_port=free_port(),
             process=None,
             tables=dict(self.tables),
         )

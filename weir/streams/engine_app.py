@@ -7,9 +7,13 @@ from typing import Any, cast
 from faust.types import TP
 
 from weir.config import KafkaSettings
+from weir.errors import WeirError
+from weir.obs.log import get_logger
 from weir.streams.app import BatchApp
-from weir.streams.engine import Engine
+from weir.streams.engine import Engine, Phase
 from weir.streams.source import BatchSource
+
+log = get_logger("weir.streams.app")
 
 EXACTLY_ONCE, AT_LEAST_ONCE = "exactly_once", "at_least_once"
 
@@ -30,6 +34,31 @@ class EngineApp(BatchApp):
         self._aside: list[asyncio.Task[None]] = []
         super().__init__(id, kafka=kafka, commits_offsets=guarantee == AT_LEAST_ONCE, **options)
         self.agent(self.batch_topic(topic), name=f"{id}-batches")(self._hand_over)
+
+    def give_up(self, error: BaseException) -> None:
+        """Say what ended the worker, and end it."""
+        if self.fatal is None:
+            log.error("worker_failed", error=str(error) if isinstance(error, WeirError) else repr(error))
+        super().give_up(error)
+
+    def standing(self, doing: str) -> dict[str, Any]:
+        """What `/healthz` says of any worker; a worker beyond the number of partitions is ready all the same.
+
+        Args:
+            doing: what the service does while all is well.
+        """
+        if self._engine is None:
+            return {"ready": False, "state": "opening"}
+        joined = self._assignment is not None
+        restoring = sorted(partition for _, partition in self._engine.restoring)
+        states = {Phase.CLOSED: "opening", Phase.ABORTING: "rolling back", Phase.STOPPED: "stopped"}
+        state = states.get(self._engine.phase, doing)
+        return {
+            "ready": joined and not restoring,
+            "state": "restoring" if restoring else state if joined else "joining",
+            "partitions": sorted(partition for _, partition in self._engine.ready),
+            "restoring": restoring,
+        }
 
     async def open_engine(self) -> Engine:
         """Override: open the service's parts; the engine is started afterwards."""

@@ -84,12 +84,14 @@ async def evaluate(
     answerer: Answerer,
     pii_file: Path | None = None,
     faq_file: Path | None = None,
+    messages_file: Path | None = None,
     questions_max: int | None = None,
 ) -> dict[str, Any]:
     """Every figure, for JSON.
 
     Args:
         answerer: with the language model, or by passages alone.
+        messages_file: a bank's own messages, CSV with a column text: how many the guards refuse.
         pii_file: Presidio's synthetic sentences. faq_file: see `retrieval.measure`.
         questions_max: of the starter set's, for each language; a language model takes seconds each.
     """
@@ -106,6 +108,9 @@ async def evaluate(
             passages=encoder, asked=encoder, encoder_name=encoder_name, faq_file=faq_file
         ),
     }
+    if messages_file is not None:
+        refused = guarding.refused_of(guards, messages_file)
+        made["guards"][f"refused_of_{messages_file.stem}"] = refused.as_dict()
     for language in get_args(Language):
         asked = [judged.question for judged in retrieval.questions(language) if judged.expected]
         turns = await _turns(responder, asked[:questions_max], passages)

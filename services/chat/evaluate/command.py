@@ -14,7 +14,12 @@ from weir.config import TritonSettings
 
 
 async def evaluate_chat(
-    *, generate: bool, pii_file: Path | None, faq_file: Path | None, questions_max: int | None
+    *,
+    generate: bool,
+    pii_file: Path | None,
+    faq_file: Path | None,
+    messages_file: Path | None,
+    questions_max: int | None,
 ) -> dict[str, Any]:
     """See `services.chat.evaluate.chat.evaluate`.
 
@@ -34,6 +39,7 @@ async def evaluate_chat(
             answerer=await answerer_of(settings, triton, stack),
             pii_file=pii_file,
             faq_file=faq_file,
+            messages_file=messages_file,
             questions_max=questions_max,
         )
 

@@ -5,6 +5,7 @@ bank refuses beside, in both languages, and harmless messages with near misses. 
 `development` half alone; the `held_out` half was written with it, and never mended on.
 """
 
+import csv
 import json
 from collections import defaultdict
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 from services.chat.evaluate.intervals import Share
 from services.chat.guards import Action, Guards
+from weir.errors import BadInput
 
 VECTORS = Path(__file__).with_name("guard_vectors.json")
 HARMLESS = "harmless"
@@ -49,6 +51,20 @@ def is_refused(guards: Guards, example: Example) -> bool:
         return guards.passage(example.text).action is not Action.ALLOW
     said = [*example.history, example.text]
     return any(guards.message(text, said[:at]).action is not Action.ALLOW for at, text in enumerate(said))
+
+
+def refused_of(guards: Guards, path: Path) -> Share:
+    """Of a bank's own messages, in the column `text` of a CSV file, how many are refused.
+
+    Raises:
+        BadInput: not such a file.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            texts = [row["text"] for row in csv.DictReader(file)]
+    except (OSError, KeyError, csv.Error, UnicodeDecodeError) as error:
+        raise BadInput("malformed", f"{path.name} is not CSV with a column text.") from error
+    return Share(sum(guards.message(text).action is not Action.ALLOW for text in texts), len(texts))
 
 
 def measure(guards: Guards, examples: Sequence[Example]) -> dict[str, Any]:
