@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from services.chat.guards.rules import DEFAULT, Action, Place, Rule, Threat, read_rules
-from services.chat.guards.views import views_of
+from services.chat.guards.views import TEXT_CHARS_MAX, views_of
 from services.chat.knowledge.suspicious import suspicious
 
 __all__ = ["ALLOWED", "Action", "Guards", "Threat", "Verdict"]
@@ -56,7 +56,8 @@ class Guards:
         before = " ".join(history[-_HISTORY:])
         if self._judged(Place.MESSAGE, views_of(before)).action is not Action.ALLOW:
             return ALLOWED
-        return self._judged(Place.MESSAGE, views_of(f"{before} {text}"))
+        # The end of it: long messages of before must not push the new one out of what is looked at.
+        return self._judged(Place.MESSAGE, views_of(f"{before} {text}"[-TEXT_CHARS_MAX:]))
 
     def passage(self, text: str) -> Verdict:
         """What was found: nothing in it may speak to a model."""
