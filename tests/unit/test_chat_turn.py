@@ -248,6 +248,16 @@ async def test_too_many_messages_in_a_minute_are_not_read():
     assert later.outcome is Outcome.ANSWERED
 
 
+async def test_what_is_not_read_leaves_the_conversation_as_it_was():
+    talk = Talk(limits=Limits(messages_per_minute_max=2, text_chars_max=100))
+    await talk.says("my card is 4111 1111 1111 1111, what does a new card cost?")
+    before = talk.conversation
+    assert (await talk.says("x" * 101)).outcome is Outcome.CLARIFY
+    for _ in range(30):
+        assert (await talk.says("What does a new card cost?")).outcome is Outcome.CLARIFY
+    assert (talk.conversation.turns, talk.conversation.values) == (before.turns, before.values)
+
+
 async def test_a_person_answers_and_gives_back():
     talk = Talk()
     await talk.says("I want to talk to a person")

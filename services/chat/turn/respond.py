@@ -21,7 +21,7 @@ import msgspec
 from services.chat.answer.answerer import Account, Answerer, Turn, passage_sentences
 from services.chat.answer.prompt import Said as Prompted
 from services.chat.conversation import Conversation, Said
-from services.chat.domain import Hit, Language, MaskedText, Origin, Sentence, Understanding, Urgency
+from services.chat.domain import Hit, Language, Origin, Sentence, Understanding, Urgency
 from services.chat.guards import Action, Guards, Threat
 from services.chat.knowledge.search import Found
 from services.chat.masking import Masker, unmask
@@ -156,6 +156,8 @@ class _Answering:
         self.trail = Trail()
         self._began_s, self._first_s = to._clock(), 0.0
         self.shown: list[Sentence] = []
+        # The same, still masked.
+        self._said: list[str] = []
         # What the conversation keeps of the answer, where that is not what was shown.
         self.noted = ""
         self.pending = ""
@@ -167,11 +169,9 @@ class _Answering:
         """The customer reads it now, his own data put back."""
         if not self.shown:
             self._first_s = self.to._clock()
-        shown = Sentence(
-            unmask(sentence.text, self.trail.masked.values or self.before.values),
-            sentence.origin,
-            sentence.sources,
-        )
+        text = unmask(sentence.text, self.trail.masked.values)
+        shown = Sentence(text, sentence.origin, sentence.sources)
+        self._said.append(sentence.text)
         self.shown.append(shown)
         self._show(shown)
 
@@ -189,11 +189,11 @@ class _Answering:
             self.fixed("handed_over")
             outcome, reason = Outcome.HANDED_OVER, Reason.UNKNOWN
         masked, now_ms = self.trail.masked, self.to._now_ms()
-        answer = self.noted or " ".join(sentence.text for sentence in self.shown)
-        if not self.noted and masked.values:
-            answer = _masked_again(answer, masked)
-        turns = (Said("customer", masked.text, now_ms), Said("bank", answer, now_ms))
-        after = self.before.said(self.message.event_id, masked.values, *(turn for turn in turns if turn.text))
+        answer = self.noted or " ".join(self._said)
+        # What was not read is no turn: a flood would push the conversation out.
+        turns = [Said("customer", masked.text, now_ms), Said("bank", answer, now_ms)] if masked.text else []
+        values = masked.values or self.before.values
+        after = self.before.said(self.message.event_id, values, *(turn for turn in turns if turn.text))
         after = msgspec.structs.replace(
             after,
             language=self.understanding.language,
@@ -367,10 +367,3 @@ class _Answering:
         transcript = after.turns[-2:] if reason is Reason.CONTINUED else after.turns
         summary = question[:_SUMMARY_CHARS_MAX]
         return Handed(reason, self.understanding.urgency, summary, transcript, self._allowed(suggested))
-
-
-def _masked_again(text: str, masked: MaskedText) -> str:
-    """The answer as the conversation keeps it: what was put back for the customer is masked."""
-    for name, value in masked.values.items():
-        text = text.replace(value, name) if value else text
-    return text
