@@ -157,16 +157,16 @@ def test_stopping_triton_leaves_no_stub_behind(repository: Path, tmp_path: Path)
 def test_a_backend_that_needs_a_gpu_is_refused_by_name(repository: Path, tmp_path: Path) -> None:
     (repository / "adds_itself" / "config.pbtxt").write_text('backend: "vllm"')
     with pytest.raises(ConfigError, match=r"adds_itself/config.pbtxt: backend 'vllm' does not run"):
-        triton.stage(repository, tmp_path / "staged")
+        triton.stage(repository, target=tmp_path / "staged")
 
 
 def test_a_broken_model_configuration_is_named_and_the_staged_models_stay(
     repository: Path, tmp_path: Path
 ) -> None:
-    triton.stage(repository, tmp_path / "staged")
+    triton.stage(repository, target=tmp_path / "staged")
     (repository / "adds_itself" / "config.pbtxt").write_text("max_batch_size: many")
     with pytest.raises(ConfigError, match=r"adds_itself/config.pbtxt: .*Correct the model"):
-        triton.stage(repository, tmp_path / "staged")
+        triton.stage(repository, target=tmp_path / "staged")
     assert (tmp_path / "staged" / "adds_itself" / "1" / "model.py").is_file()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".staged")] == []
 

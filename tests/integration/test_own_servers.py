@@ -36,20 +36,37 @@ from weir.kafka_options import client_options, connect
 DEADLINE_S = 60
 PAYMENTS = 40
 NAMES = TopicSettings()
-TOPICS = (NAMES.transactions, NAMES.labels, NAMES.decisions, NAMES.risk_dlq)
+TOPICS = (
+    NAMES.transactions,
+    NAMES.labels,
+    NAMES.decisions,
+    NAMES.risk_dlq,
+    NAMES.chat_messages,
+    NAMES.chat_replies,
+    NAMES.chat_handovers,
+    NAMES.card_commands,
+)
 
 # What infra/kafka/acls.toml must come to: read, write or neither on each topic above, in that order.
 MATRIX = {
-    "publisher": "ww--",
-    "risk-worker": "rrww",
-    "ledger": "--r-",
-    "reader": "--r-",
-    "analyst": "wwrr",
-    "replay": "rrr-",
-    "admin": "ww-r",
-    "monitor": "----",
+    "publisher": "ww--w---",
+    "risk-worker": "rrww----",
+    "chat-worker": "-w--rwww",
+    "agent-desk": "----wrr-",
+    "card-system": "-------r",
+    "ledger": "--r-----",
+    "reader": "--r--r--",
+    "analyst": "wwrrwrrr",
+    "replay": "rrr-----",
+    "admin": "ww-rw---",
+    "monitor": "--------",
 }
-GROUPS = {"weir-risk": "risk-worker", "weir-ledger": "ledger", "reader.cards": "reader"}
+GROUPS = {
+    "weir-risk": "risk-worker",
+    "weir-chat": "chat-worker",
+    "weir-ledger": "ledger",
+    "reader.cards": "reader",
+}
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +286,7 @@ async def writes(settings, topic):
 
 async def joins(settings, group):
     """What joining the group meets; None when it may be joined."""
-    topic = TOPICS[2] if settings.sasl_username != "risk-worker" else TOPICS[0]
+    topic = TOPICS[MATRIX[settings.sasl_username].index("r")]
     try:
         async with consumer_of(settings, group_id=group) as consumer:
             with one_line(settings, topic):
