@@ -278,3 +278,5 @@ class _Starting:
 
     def __init__(self, client: AIOKafkaClient) -> None:
         self.start, self.stop = client.bootstrap, client.close
+        # Whose connections are dropped where the brokers say no good-bye.
+        self._client = client

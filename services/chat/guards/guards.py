@@ -61,7 +61,8 @@ class Guards:
 
     def passage(self, text: str) -> Verdict:
         """What was found: nothing in it may speak to a model."""
-        if suspicious(text) is not None:
+        # A line to write on ("ignore ______") must not cost more than its length: underscores part words.
+        if suspicious(text.replace("_", " ")) is not None:
             return Verdict(Action.REFUSE, Threat.INJECTION, "passage_speaks_to_a_model")
         return self._judged(Place.PASSAGE, views_of(text))
 
