@@ -234,7 +234,6 @@ class Cluster:
                     self.kafka,
                     self.keys,
                     self.triton.endpoint,
-                    layout.MODEL_SOURCES,
                     overrides=dict(overrides),
                     partitions=partitions,
                     metrics_port=quiet_ports(1)[0],
