@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from services.chat.guards import rules
 from services.chat.tools import asked
 from services.chat.turn import texts
 from services.chat.understanding import intents, words
@@ -20,6 +21,7 @@ class ChatSettings(WeirSettings):
     group: str = Field("weir-chat", min_length=1, description="the consumer group")
     texts: Path = Field(texts.DEFAULT, description="what the service says in its own words, reviewed")
     tool_words: Path = Field(asked.DEFAULT, description="by which words a tool is asked for")
+    guard_rules: Path = Field(rules.DEFAULT, description="what reaches neither a model nor a customer")
     words: Path = Field(words.DEFAULT_TABLE, description="words that make a message urgent or tell its mood")
     public_numbers: list[str] = Field(
         [], description="the bank's own telephone numbers, which are nobody's personal data"

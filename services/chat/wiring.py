@@ -100,7 +100,7 @@ async def open_worker(
         WeirError: the first part that is missing, denied or wrong.
     """
     texts, tool_words = Texts.load(settings.texts), ToolWords.load(settings.tool_words)
-    words, guards = load_words(settings.words), Guards.load()
+    words, guards = load_words(settings.words), Guards.load(settings.guard_rules)
     topics, client_id = to.topics, identity.name
     async with AsyncExitStack() as stack:
         stack.enter_context(own_folder(settings.data_dir))

@@ -454,7 +454,9 @@ class Stream:
 async def standing(risk: RiskUnderTest) -> dict:
     """End offsets of every live topic, and what every group has committed there."""
     servers = risk.kafka.bootstrap_servers
-    names = [value for value in risk.topics.model_dump().values() if isinstance(value, str)]
+    topics = risk.topics
+    names = [topics.transactions, topics.labels, topics.decisions, topics.risk_dlq]
+    names += [topics.risk_accounts, topics.risk_journal]
     tps = [TopicPartition(name, number) for name in names for number in range(risk.partitions)]
     async with AIOKafkaConsumer(bootstrap_servers=servers) as consumer:
         ends = dict(await consumer.end_offsets(tps))
