@@ -38,7 +38,7 @@ class Worker:
 
     async def works(self) -> None:
         """Wait until it has taken a batch."""
-        await until(lambda: b"TAKEN" in self._log.read_bytes(), "a worker's first batch")
+        await until(lambda: b"TAKEN" in self._log.read_bytes(), "a worker's first batch", 90.0)
 
     async def end(self, how: signal.Signals) -> None:
         """Send the signal and wait for the process to end."""
