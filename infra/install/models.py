@@ -32,7 +32,7 @@ class Models(Step):
         """See `Step`."""
         sources = [
             path
-            for room in ("encoder", "llm", "triton/python_llm")
+            for room in ("encoder", "llm", "weights", "triton/python_llm")
             for path in sorted((layout.ROOT / "infra" / room).rglob("*.py"))
         ]
         knowledge = layout.ROOT / "services" / "chat" / "knowledge"

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Language models for Triton.", no_args_is_help=True)
 
-Source = Annotated[str, typer.Argument(help="A GGUF file; for a GPU a folder or name of published weights.")]
+Source = Annotated[
+    str, typer.Argument(help="A GGUF file or a folder of published weights; a name for a GPU.")
+]
 Context = Annotated[int | None, typer.Option(min=16, help="Tokens of a conversation; None: up to 4,096.")]
 Conversations = Annotated[int, typer.Option(min=1, max=1024, help="At once.")]
 Quantise = Annotated[
@@ -33,10 +35,9 @@ def memory(
     as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON object.")] = False,
 ) -> None:
     """Say what a model takes on the disk and in memory, before anything is converted."""
-    from infra.llm.convert import need_of
-    from infra.llm.weights import GgufWeights
+    from infra.llm.convert import need_of, open_weights
 
-    weights = GgufWeights(Path(source))
+    weights = open_weights(Path(source))
     length = context or min(weights.shape.context, 4096)
     need = need_of(weights.shape, _quantisation(quantisation), context=length, conversations=conversations)
     if as_json:
@@ -75,7 +76,7 @@ def import_(
     threads: Annotated[int, typer.Option(min=1, help="Of the embedded server, for this model.")] = 1,
     gpus: Annotated[int, typer.Option(min=1, help="That share the model.")] = 1,
 ) -> None:
-    """Put a model into a model repository; a GGUF file is converted for the embedded server."""
+    """Put a model into a model repository; GGUF or safetensors are converted for the embedded server."""
     from infra.llm.backends import GpuServing, write_tensorrt_llm, write_vllm
     from infra.llm.convert import convert
     from infra.llm.repository import Serving, write_embedded

@@ -11,9 +11,10 @@ import onnx
 
 from infra.llm.errors import NotConvertible
 from infra.llm.graph import DataFile, GraphBuilder, Quantisation
-from infra.llm.quantise import BLOCK
+from infra.llm.hugging_face import FolderWeights, folder_tokens
 from infra.llm.tokens import Tokens, tokens_of
 from infra.llm.weights import GgufWeights, Shape
+from infra.weights.quantise import BLOCK
 from weir.errors import MissingPart
 
 GRAPH, DATA, TOKENIZER, ABOUT = "model.onnx", "model.onnx.data", "tokenizer.json", "llm.json"
@@ -51,15 +52,17 @@ def need_of(shape: Shape, quantisation: Quantisation, *, context: int, conversat
 def convert(
     source: Path, target: Path, *, context: int | None = None, quantisation: Quantisation = "int8"
 ) -> Shape:
-    """Convert a GGUF file into the folder `target`, which appears only once it is whole.
+    """Convert a GGUF file, or a folder of published weights, into the folder `target`.
+
+    It appears only once it is whole.
 
     Args:
         context: tokens of a conversation at most; None takes what the model was made for, up to 4,096.
     Raises:
         NotConvertible, WeightsBroken: see there. MissingPart: too little room on the disk.
     """
-    weights = GgufWeights(source)
-    shape, tokens = weights.shape, tokens_of(weights)
+    weights, tokens = opened(source)
+    shape = weights.shape
     length = context or min(shape.context, 4096)
     _require_sizes(source, shape, length, quantisation)
     _require_room(target, need_of(shape, quantisation, context=length, conversations=1))
@@ -71,7 +74,7 @@ def convert(
             graph = GraphBuilder(weights, data, context=length, quantisation=quantisation).build()
         onnx.save(graph, fresh / GRAPH)
         tokens.tokenizer.save(str(fresh / TOKENIZER))
-        about = _about(source, fresh, shape, tokens, length, quantisation)
+        about = _about(weights, fresh, tokens, length, quantisation)
         (fresh / ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         if target.exists():
             target.rename(Path(folder) / "old")
@@ -79,18 +82,44 @@ def convert(
     return shape
 
 
+def open_weights(source: Path) -> GgufWeights | FolderWeights:
+    """The weights in a GGUF file, or in a folder as Hugging Face publishes it.
+
+    Raises:
+        NotConvertible, WeightsBroken: see there. OSError: it cannot be read.
+    """
+    return FolderWeights(source) if source.is_dir() else GgufWeights(source)
+
+
+def opened(source: Path) -> tuple[GgufWeights | FolderWeights, Tokens]:
+    """The weights with their tokeniser.
+
+    Raises:
+        NotConvertible, WeightsBroken: see there. OSError: it cannot be read.
+    """
+    weights = open_weights(source)
+    return weights, folder_tokens(weights) if isinstance(weights, FolderWeights) else tokens_of(weights)
+
+
 def _about(
-    source: Path, folder: Path, shape: Shape, tokens: Tokens, context: int, quantisation: Quantisation
+    weights: GgufWeights | FolderWeights,
+    folder: Path,
+    tokens: Tokens,
+    context: int,
+    quantisation: Quantisation,
 ) -> dict[str, object]:
     """What whoever serves the folder has to know, and what whoever asks where it comes from."""
     return {
-        "shape": asdict(shape),
+        "shape": asdict(weights.shape),
         "context": context,
         "quantisation": quantisation,
         "begin": tokens.begin,
         "ends": list(tokens.ends),
         "chat_template": tokens.chat_template,
-        "source": {"file": source.name, "sha256": sha256_of(source)},
+        "source": {
+            "file": weights.path.name,
+            "sha256": {path.name: sha256_of(path) for path in weights.files},
+        },
         "sha256": {name: sha256_of(folder / name) for name in (GRAPH, DATA, TOKENIZER)},
     }
 

@@ -10,7 +10,7 @@ class NotConvertible(WeirError):
 
     def __init__(self, path: Path, why: str) -> None:
         self.path, self.why = path, why
-        super().__init__(f"{path.name}: {why}. Llama and Qwen2 models are converted, from GGUF.")
+        super().__init__(f"{path.name}: {why}. Llama and Qwen2 are converted, from GGUF or safetensors.")
 
 
 class WeightsBroken(IntegrityError):

@@ -20,8 +20,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from infra.llm.quantise import BLOCK, Blocks, to_int8
 from infra.llm.weights import Floats, Shape
+from infra.weights.quantise import BLOCK, Blocks, to_int8
 
 Quantisation = Literal["int8", "float32"]
 

@@ -1,5 +1,6 @@
 """The tokeniser that a GGUF file describes, as a `tokenizer.json` that the `tokenizers` library reads."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -76,13 +77,17 @@ def tokens_of(head: Head) -> Tokens:
     begin, end = (head.field(f"tokenizer.ggml.{which}_token_id") for which in ("bos", "eos"))
     if end is None:
         raise NotConvertible(head.path, "the head lacks the token that ends an answer")
-    turn_ends = {vocabulary[name] for name in ("<|im_end|>", "<|eot_id|>") if name in vocabulary}
     return Tokens(
         tokenizer,
         int(begin) if begin is not None and head.field("tokenizer.ggml.add_bos_token", False) else None,
-        tuple(sorted({int(end)} | turn_ends)),
+        tuple(sorted({int(end)} | turn_ends_of(vocabulary))),
         head.field("tokenizer.chat_template", ""),
     )
+
+
+def turn_ends_of(vocabulary: Mapping[str, int]) -> set[int]:
+    """The tokens that end a turn of a conversation, whatever the file calls the end of a text."""
+    return {vocabulary[name] for name in ("<|im_end|>", "<|eot_id|>") if name in vocabulary}
 
 
 def _cutter(head: Head, cut: str) -> pre_tokenizers.PreTokenizer:

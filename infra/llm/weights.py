@@ -58,6 +58,18 @@ class Shape:
         return 2 * 4 * self.layer_count * self.kv_head_count * self.head_dim * tokens
 
 
+def tensor_names(shape: Shape) -> list[str]:
+    """What a decoder of this shape cannot do without, by GGUF's names."""
+    wanted = ["token_embd.weight", "output_norm.weight"]
+    of_layer = ["attn_norm", "attn_q", "attn_k", "attn_v", "attn_output"]
+    of_layer += ["ffn_norm", "ffn_gate", "ffn_up", "ffn_down"]
+    for layer in range(shape.layer_count):
+        wanted += [f"blk.{layer}.{name}.weight" for name in of_layer]
+        if shape.architecture == "qwen2":
+            wanted += [f"blk.{layer}.{name}.bias" for name in ("attn_q", "attn_k", "attn_v")]
+    return wanted
+
+
 class GgufWeights:
     """The weights in one GGUF file, read as they are asked for."""
 
@@ -85,6 +97,11 @@ class GgufWeights:
         """A value of the file's head."""
         field = self._reader.fields.get(name)
         return default if field is None else field.contents()
+
+    @property
+    def files(self) -> list[Path]:
+        """What the model is made from."""
+        return [self.path]
 
     def has(self, name: str) -> bool:
         """Whether there is such a tensor."""
@@ -154,15 +171,7 @@ class GgufWeights:
         )
 
     def _require_tensors(self) -> None:
-        shape = self.shape
-        wanted = ["token_embd.weight", "output_norm.weight"]
-        of_layer = ["attn_norm", "attn_q", "attn_k", "attn_v", "attn_output"]
-        of_layer += ["ffn_norm", "ffn_gate", "ffn_up", "ffn_down"]
-        for layer in range(shape.layer_count):
-            wanted += [f"blk.{layer}.{name}.weight" for name in of_layer]
-            if shape.architecture == "qwen2":
-                wanted += [f"blk.{layer}.{name}.bias" for name in ("attn_q", "attn_k", "attn_v")]
-        if lacking := [name for name in wanted if name not in self._tensors]:
+        if lacking := [name for name in tensor_names(self.shape) if name not in self._tensors]:
             raise NotConvertible(self.path, f"tensor {lacking[0]} lacks, and {len(lacking) - 1} more")
 
 

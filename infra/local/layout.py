@@ -21,7 +21,7 @@ JAVA = HOME / "java"
 # Model repositories of what set-up has converted, and beside them what their models read.
 MODELS = HOME / "models"
 # How likely a passage answers was fitted for this encoder, by its name.
-ENCODER = "all-MiniLM-L6-v2"
+ENCODER = "multilingual-e5-small"
 ENCODER_MODELS = MODELS / "encoder-repository"
 # What ships: the head over the encoder's vectors.
 INTENT_MODELS = ROOT / "services" / "chat" / "understanding" / "models"

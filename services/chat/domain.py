@@ -144,6 +144,14 @@ class Encoder(Protocol):
         """(n, d) float32, each of length 1."""
 
 
+@dataclass(frozen=True, slots=True)
+class Encoders:
+    """One encoder, as a question or a message asks it, and as a passage does."""
+
+    asked: Encoder
+    passages: Encoder
+
+
 class Generator(Protocol):
     """The language model."""
 

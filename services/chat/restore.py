@@ -10,6 +10,7 @@ from typing import Protocol
 from services.chat.conversation import Conversation, decode
 from weir.client.opening import envelope_of
 from weir.config import KafkaSettings
+from weir.crypto.customer import CustomerKeys
 from weir.errors import IntegrityError
 from weir.obs.log import get_logger
 from weir.obs.stream_metrics import StreamMetrics
@@ -32,9 +33,16 @@ class Restoring:
     """Restores partitions of one worker."""
 
     def __init__(
-        self, kafka: KafkaSettings, topic: str, keys: Keys, *, client_id: str, metrics: StreamMetrics
+        self,
+        kafka: KafkaSettings,
+        topic: str,
+        keys: Keys,
+        customers: CustomerKeys,
+        *,
+        client_id: str,
+        metrics: StreamMetrics,
     ) -> None:
-        self._kafka, self._topic, self._keys = kafka, topic, keys
+        self._kafka, self._topic, self._keys, self._customers = kafka, topic, keys, customers
         self._client_id, self._metrics = f"{client_id}-restore", metrics
 
     async def __call__(self, partition: int) -> Mapping[bytes, Conversation]:
@@ -72,7 +80,7 @@ class Restoring:
         try:
             header = envelope_of(batch.headers[row] if batch.headers is not None else ())
             opened = await self._keys.open(value, batch.topic, header, purpose=PURPOSE)
-            rows[key] = decode(opened, where)
+            rows[key] = decode(opened, key, self._customers, where)
         except IntegrityError as error:
             rows.pop(key, None)
             self._metrics.damaged("changelog")

@@ -12,8 +12,9 @@ from aiohttp import web
 from services.chat.answer.answerer import Answerer
 from services.chat.answer.prompt import Prompts
 from services.chat.conversation import Conversations
+from services.chat.domain import Encoder, Generator
 from services.chat.guards import Guards
-from services.chat.knowledge.encoding import encoder_of
+from services.chat.knowledge.encoding import opened
 from services.chat.knowledge.live import LiveRetriever
 from services.chat.knowledge.settings import KnowledgeSettings
 from services.chat.knowledge.store import FolderStore
@@ -41,13 +42,13 @@ from weir.clock import now_ms
 from weir.codec.registry import open_registry
 from weir.codec.schemas import SUBJECTS, load_schema
 from weir.config import TopicSettings, TritonSettings
+from weir.crypto.customer import CustomerKeys
 from weir.crypto.keyring import Keyring
 from weir.errors import ConfigError
 from weir.inference.client import ModelClient
-from weir.inference.encoder import TritonEncoder
 from weir.inference.generation import Generation
 from weir.obs.http import PortTaken
-from weir.obs.metrics import Metrics
+from weir.obs.metrics import Metrics, ModelMetrics
 from weir.obs.stream_metrics import StreamMetrics
 from weir.streams.dead_letter import DeadLetterWriter
 from weir.streams.engine import Engine
@@ -110,6 +111,7 @@ async def open_worker(
         ids = {name: await registry.id_of(SUBJECTS[name], load_schema(name)) for name in SCHEMAS}
         keyring = await stack.enter_async_context(await Keyring.connect(to.keys))
         pseudonymizer = await keyring.pseudonymizer(settings.tenant, deadline_s=KEYS_DEADLINE_S)
+        customers = CustomerKeys(pseudonymizer)
 
         async def sealed(topic: str, schema: str) -> Sealed:
             sealer = await keyring.sealer(topic, deadline_s=KEYS_DEADLINE_S)
@@ -131,13 +133,13 @@ async def open_worker(
             await keyring.sealer(topics.chat_conversations, deadline_s=KEYS_DEADLINE_S),
             dlq_sealer,
             DeadLetterWriter(dlq_sealer, ids["dead_letter"]),
+            customers=customers,
             model=settings.model,
             now_ms=now_ms,
         )
         knowledge_settings = KnowledgeSettings.load()
-        encoder = encoder_of(knowledge_settings, to.triton)
-        if encoder is not None:
-            await stack.enter_async_context(encoder)
+        encoders = await stack.enter_async_context(opened(knowledge_settings, to.triton))
+        encoder = None if encoders is None else encoders.asked
         knowledge = LiveRetriever(
             FolderStore(knowledge_settings.folder), encoder, relevance_min=knowledge_settings.relevance_min
         )
@@ -155,7 +157,9 @@ async def open_worker(
             knowledge,
             await answerer_of(settings, to.triton, stack),
             texts,
-            intents=await _intents(settings, to, encoder, metrics, stack),
+            intents=await intents_of(
+                settings, to.triton, encoder, stack, metrics.model(settings.intent_model or "intent")
+            ),
             limits=Limits(settings.text_chars_max, settings.messages_per_minute_max),
             deadline_s=settings.turn_deadline_s,
             now_ms=now_ms,
@@ -173,7 +177,12 @@ async def open_worker(
             responder,
             writing,
             Restoring(
-                to.kafka, topics.chat_conversations, keyring, client_id=client_id, metrics=stream_metrics
+                to.kafka,
+                topics.chat_conversations,
+                keyring,
+                customers,
+                client_id=client_id,
+                metrics=stream_metrics,
             ),
             live,
             pseudonym=pseudonymizer.of,
@@ -209,12 +218,12 @@ async def open_worker(
         yield Worker(engine, processor, knowledge, live)
 
 
-async def _intents(
+async def intents_of(
     settings: ChatSettings,
-    to: Connections,
-    encoder: TritonEncoder | None,
-    metrics: Metrics,
+    triton: TritonSettings,
+    encoder: Encoder | None,
     stack: AsyncExitStack,
+    metrics: ModelMetrics | None = None,
 ) -> Intents | None:
     """What asks for intents, where the settings name a head; it needs the encoder.
 
@@ -226,19 +235,27 @@ async def _intents(
     if encoder is None:
         raise ConfigError("[chat] intent_model needs [knowledge] encoder. Set it, or leave both empty.")
     head = ModelClient(
-        to.triton,
+        triton,
         settings.intent_model,
         INTENT_VERSION,
         outputs=[INTENT_OUTPUT],
         rows_max=64,
         deadline_s=_INTENT_DEADLINE_S,
-        metrics=metrics.model(settings.intent_model),
+        metrics=metrics,
     )
     return Intents(encoder, await stack.enter_async_context(head), About.read(settings.intent_repository))
 
 
-async def answerer_of(settings: ChatSettings, triton: TritonSettings, stack: AsyncExitStack) -> Answerer:
-    """By passages alone, or with the language model that the settings name; `stack` disconnects it."""
+async def answerer_of(
+    settings: ChatSettings,
+    triton: TritonSettings,
+    stack: AsyncExitStack,
+    watched: Callable[[Generator], Generator] = lambda generator: generator,
+) -> Answerer:
+    """By passages alone, or with the language model that the settings name; `stack` disconnects it.
+
+    watched: puts what takes its time around the model.
+    """
     if not settings.generate:
         return Answerer(stem=stem)
     canary = secrets.token_hex(_CANARY_BYTES)
@@ -249,7 +266,7 @@ async def answerer_of(settings: ChatSettings, triton: TritonSettings, stack: Asy
         lambda text: len(text.encode()) // _BYTES_A_TOKEN,
         tokens_max=settings.prompt_tokens_max,
     )
-    return Answerer(generation, prompts, canary=canary, stem=stem)
+    return Answerer(watched(generation), prompts, canary=canary, stem=stem)
 
 
 async def _serve_answers(

@@ -16,6 +16,7 @@ from weir.codec.avro import RowCodec
 from weir.codec.framing import frame
 from weir.codec.schemas import load_schema
 from weir.config import TopicSettings
+from weir.crypto.customer import CustomerKeys
 from weir.crypto.envelope import HEADER_NAME, envelope_header
 from weir.ids import decision_ids
 from weir.obs import trace
@@ -103,6 +104,7 @@ class ReplyWriting:
     """Makes what is published of a group.
 
     Args:
+        customers: the keys of what placeholders stand for.
         model: the language model's name, for replies that show its sentences.
     """
 
@@ -115,12 +117,13 @@ class ReplyWriting:
         dlq: ReadySealer,
         dead_letters: DeadLetterWriter,
         *,
+        customers: CustomerKeys,
         model: str,
         now_ms: Callable[[], int],
     ) -> None:
         self._tenant, self._topics, self._outlets = tenant, topics, outlets
         self._state, self._dlq, self._dead_letters = state, dlq, dead_letters
-        self._model, self._now_ms = model, now_ms
+        self._customers, self._model, self._now_ms = customers, model, now_ms
         self._label = RowCodec(load_schema("label"))
 
     async def __call__(self, works: Sequence[Work], gone: Sequence[tuple[int, bytes]]) -> list[Output]:
@@ -254,7 +257,9 @@ class ReplyWriting:
             value, headers = None, list[tuple[str, bytes]]()
             if conversation is not None:
                 record_id = row_id(key)
-                (value,) = self._state.seal_batch([encode(conversation)], [record_id], NO_SCHEMA)
+                (value,) = self._state.seal_batch(
+                    [encode(conversation, key, self._customers)], [record_id], NO_SCHEMA
+                )
                 headers = [(HEADER_NAME, envelope_header(NO_SCHEMA, record_id))]
             out.add(self._topics.chat_conversations, partition, (key, value, headers))
 

@@ -108,12 +108,15 @@ def evaluate_chat(
     messages: Annotated[
         Path | None, typer.Option(help="A bank's own messages, CSV with a column text: how many are refused.")
     ] = None,
+    intents: Annotated[
+        Path | None, typer.Option(help="CSV of text and category, such as BANKING77's test; beside our own.")
+    ] = None,
     questions: Annotated[
         int | None, typer.Option(min=1, help="Of the starter set, for each language; default all.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Masking, guards, retrieval and whole turns of the chat service, each with its size and interval."""
+    """Masking, guards, intents, retrieval and whole turns of the chat service, with sizes and intervals."""
     import asyncio
 
     from services.chat.evaluate.command import evaluate_chat as run
@@ -125,6 +128,7 @@ def evaluate_chat(
             pii_file=pii,
             faq_file=faq,
             messages_file=messages,
+            intents_file=intents,
             questions_max=questions,
         )
     )

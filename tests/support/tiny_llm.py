@@ -4,12 +4,14 @@ Sources: Touvron et al. 2023 (Llama), Su et al. 2021 (rotary positions), Ainslie
 queries).
 """
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter
 from gguf.quants import quantize
+from tokenizers import Tokenizer, models
 
 WORDS = [
     "<|begin|>",
@@ -120,6 +122,42 @@ class TinyLlm:
         writer.close()
         return path
 
+    def write_folder(self, path: Path, kind: str = "F32", *, leave_out: str = "", **config: object) -> Path:
+        """Write it as Hugging Face publishes it, its weights in two files."""
+        path.mkdir()
+        parts: list[dict[str, np.ndarray]] = [{}, {}]
+        for number, (name, values) in enumerate(self.tensors.items()):
+            if name not in (leave_out, "rope_freqs.weight"):
+                parts[number % 2][_published(name)] = values
+        where = {}
+        for number, part in enumerate(parts):
+            file = path / f"model-{number}.safetensors"
+            write_safetensors(file, part, kind)
+            where |= dict.fromkeys(part, file.name)
+        (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+        about: dict[str, object] = {
+            "model_type": self.architecture,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "hidden_size": self.hidden,
+            "intermediate_size": self.feed_forward,
+            "vocab_size": self.vocabulary,
+            "max_position_embeddings": self.context,
+            "rms_norm_eps": self.epsilon,
+            "rope_theta": self.rotary_base,
+            "eos_token_id": END,
+        }
+        (path / "config.json").write_text(json.dumps(about | config))
+        vocabulary = {word: number for number, word in enumerate(WORDS)}
+        tokenizer = Tokenizer(models.BPE(vocabulary, [("a", "b"), ("c", "d")]))
+        tokenizer.add_special_tokens(WORDS[:2])
+        tokenizer.save(str(path / "tokenizer.json"))
+        said = {"bos_token": {"content": WORDS[BEGIN]}, "add_bos_token": True, "chat_template": "{{ x }}"}
+        (path / "tokenizer_config.json").write_text(json.dumps(said))
+        return path
+
     def _as_stored(self, name: str, values: np.ndarray) -> np.ndarray:
         """Llama's query and key rows are stored pair by pair."""
         if self.architecture != "llama" or not name.endswith(("attn_q.weight", "attn_k.weight")):
@@ -173,3 +211,39 @@ class TinyLlm:
         one, other = values[..., :half], values[..., half:]
         turned = [one * np.cos(angle) - other * np.sin(angle), other * np.cos(angle) + one * np.sin(angle)]
         return np.concatenate(turned, -1)
+
+
+def write_safetensors(path: Path, tensors: dict[str, np.ndarray], kind: str = "F32") -> None:
+    """Float32 arrays as a file of this type."""
+    header: dict[str, object] = {}
+    data = b""
+    for name, values in tensors.items():
+        values = np.ascontiguousarray(values, np.float32)
+        if kind == "BF16":
+            raw = (values.view(np.uint32) >> 16).astype("<u2").tobytes()
+        else:
+            raw = values.astype({"F32": "<f4", "F16": "<f2"}[kind]).tobytes()
+        header[name] = {
+            "dtype": kind,
+            "shape": list(values.shape),
+            "data_offsets": [len(data), len(data) + len(raw)],
+        }
+        data += raw
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def _published(name: str) -> str:
+    """As a folder names what GGUF names so."""
+    whole = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
+    if name in whole:
+        return whole[name]
+    if name == "output.weight":
+        return "lm_head.weight"
+    _, layer, part, kind = name.split(".")
+    parts = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+    parts |= {f"attn_{which}": f"self_attn.{which}_proj" for which in "qkv"} | {
+        "attn_output": "self_attn.o_proj"
+    }
+    parts |= {f"ffn_{which}": f"mlp.{which}_proj" for which in ("gate", "up", "down")}
+    return f"model.layers.{layer}.{parts[part]}.{kind}"

@@ -4,8 +4,11 @@ import asyncio
 import random
 
 import pytest
+from msgspec.structs import replace
 
 from services.chat.conversation import Conversation, Conversations, Said, decode, encode
+from weir.crypto import Pseudonymizer, Secret
+from weir.crypto.customer import CustomerKeys
 from weir.errors import IntegrityError
 
 
@@ -94,9 +97,33 @@ async def test_any_order_of_epochs_commits_and_roll_backs_is_that_of_a_simple_mo
         await asyncio.sleep(0)
 
 
+KEYS = CustomerKeys(Pseudonymizer("acme", Secret(bytes(range(32)))))
+
+
 def test_a_row_comes_back_as_it_was_and_a_broken_one_does_not():
-    conversation = said(3)
-    assert decode(encode(conversation), "here") == conversation
-    for row in (b"", b"\x01", encode(conversation)[:-3], b"\x99" + encode(conversation)):
-        with pytest.raises(IntegrityError, match="here"):
-            decode(row, "here")
+    whole = replace(said(3), values={"[CARD_1]": "4111111111111111"})
+    for conversation in (said(3), whole):
+        row = encode(conversation, b"key", KEYS)
+        assert decode(row, b"key", KEYS, "here") == conversation
+        for broken in (b"", b"\x01", row[:-3], b"\x99" + row, b"\x93\x01" + row[2:]):
+            with pytest.raises(IntegrityError, match="here"):
+                decode(broken, b"key", KEYS, "here")
+
+
+def test_what_placeholders_stand_for_opens_for_its_customer_alone():
+    conversation = replace(said(3), values={"[CARD_1]": "4111111111111111"})
+    row = encode(conversation, b"key", KEYS)
+    assert b"4111" not in row
+    assert row != encode(conversation, b"key", KEYS)
+    other = row.replace(b"anna", b"anne")
+    another_bank = CustomerKeys(Pseudonymizer("acme", Secret(bytes(32))))
+    for customers_row, key, keys in (
+        (other, b"key", KEYS),
+        (row, b"kez", KEYS),
+        (row, b"key", another_bank),
+        (row[:-1] + bytes([row[-1] ^ 1]), b"key", KEYS),
+    ):
+        with pytest.raises(IntegrityError, match="another"):
+            decode(customers_row, key, keys, "here")
+    with pytest.raises(IntegrityError):
+        KEYS.open("anna", b"short", b"key")

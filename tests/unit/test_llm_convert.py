@@ -9,9 +9,9 @@ from gguf import GGMLQuantizationType
 
 from infra.llm.convert import ABOUT, convert, need_of
 from infra.llm.errors import NotConvertible, WeightsBroken
-from infra.llm.quantise import to_int8
 from infra.llm.weights import GgufWeights
 from infra.triton.python_llm.engine import Engine
+from infra.weights.quantise import to_int8
 from tests.support.tiny_llm import END, TinyLlm
 from weir.errors import MissingPart
 

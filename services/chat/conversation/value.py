@@ -1,17 +1,18 @@
 """One conversation as of one turn: a value, which a turn replaces by the next one.
 
-row = MessagePack array, first item the version; sealed before it leaves
+row = MessagePack array: version, conversation without its values, the values under the customer's own key;
+      all of it sealed under the topic's key before it leaves
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 
 from services.chat.domain import PLACEHOLDER, Language
 from weir.errors import IntegrityError
 
-VERSION = 1
+VERSION = 2
 # A person or a model reads the last turns; what is older is in the bank's own records of the replies.
 TURNS_MAX = 24
 # As many as one turn can bring, and more; those that no kept turn names are let go anyway.
@@ -47,7 +48,6 @@ class Conversation(msgspec.Struct, frozen=True, array_like=True):
     touched_ms: when it was last worked on, ms since the epoch.
     """
 
-    version: int = VERSION
     customer_id: str = ""
     language: Language = "en"
     turns: tuple[Said, ...] = ()
@@ -88,25 +88,50 @@ class Conversation(msgspec.Struct, frozen=True, array_like=True):
         return sum(at_ms > since_ms for at_ms in self.sent_ms)
 
 
+class Keys(Protocol):
+    """`weir.crypto.customer.CustomerKeys`."""
+
+    def seal(self, customer_id: str, plaintext: bytes, context: bytes) -> bytes:
+        """Opens for this customer and in this context alone."""
+
+    def open(self, customer_id: str, sealed: bytes, context: bytes) -> bytes:
+        """What was sealed."""
+
+
+class _Row(msgspec.Struct, frozen=True, array_like=True):
+    """As it is kept; `values` is empty where there are none."""
+
+    version: int
+    conversation: Conversation
+    values: bytes = b""
+
+
 _ENCODER = msgspec.msgpack.Encoder()
-_DECODER = msgspec.msgpack.Decoder(Conversation)
+_DECODER = msgspec.msgpack.Decoder(_Row)
+_VALUES = msgspec.msgpack.Decoder(dict[str, str])
 
 
-def encode(conversation: Conversation) -> bytes:
-    """As it is sealed and kept."""
-    return _ENCODER.encode(conversation)
+def encode(conversation: Conversation, key: bytes, keys: Keys) -> bytes:
+    """As it is sealed and kept, under the row's `key`."""
+    values = b""
+    if conversation.values:
+        values = keys.seal(conversation.customer_id, _ENCODER.encode(conversation.values), key)
+    return _ENCODER.encode(_Row(VERSION, msgspec.structs.replace(conversation, values={}), values))
 
 
-def decode(row: bytes, where: str) -> Conversation:
+def decode(row: bytes, key: bytes, keys: Keys, where: str) -> Conversation:
     """What `encode` wrote.
 
     Raises:
-        IntegrityError: something else, or of a later release; `where` it was.
+        IntegrityError: something else, of another customer, or of another release; `where` it was.
     """
     try:
         found = _DECODER.decode(row)
+        if found.version != VERSION:
+            raise IntegrityError(f"{where}: a conversation of version {found.version}, not {VERSION}.")
+        if not found.values:
+            return found.conversation
+        values = _VALUES.decode(keys.open(found.conversation.customer_id, found.values, key))
     except msgspec.DecodeError as error:
         raise IntegrityError(f"{where}: not a conversation of this release.") from error
-    if found.version != VERSION:
-        raise IntegrityError(f"{where}: a conversation of version {found.version}, not {VERSION}.")
-    return found
+    return msgspec.structs.replace(found.conversation, values=values)

@@ -14,10 +14,12 @@ from typing import Any, get_args
 from services.chat.answer.answerer import Answerer
 from services.chat.answer.grounding import check
 from services.chat.conversation import Conversation
-from services.chat.domain import Encoder, Language, Origin, Passage, Sentence
+from services.chat.domain import Encoders, Language, Origin, Passage, Sentence
 from services.chat.evaluate import guards as guarding
+from services.chat.evaluate import intents as meaning
 from services.chat.evaluate import pii, retrieval
 from services.chat.evaluate.intervals import Share
+from services.chat.evaluate.pace import Pace
 from services.chat.evaluate.retrieval import Mean
 from services.chat.guards import Guards
 from services.chat.knowledge.search import Found, HybridRetriever
@@ -29,6 +31,7 @@ from services.chat.turn.respond import Responder
 from services.chat.turn.texts import Texts
 from services.chat.turn.values import Message, Outcome, Turned
 from services.chat.understanding import load_words
+from services.chat.understanding.intents import Intents
 from weir.clock import now_ms
 
 MASKING_VECTORS = Path(__file__).with_name("masking_vectors.json")
@@ -79,35 +82,40 @@ def _quantile(ordered: Sequence[float], share: float) -> float:
 
 async def evaluate(
     *,
-    encoder: Encoder | None,
+    encoders: Encoders | None,
     encoder_name: str,
     answerer: Answerer,
+    intents: Intents | None = None,
+    pace: Pace | None = None,
     pii_file: Path | None = None,
     faq_file: Path | None = None,
     messages_file: Path | None = None,
+    intents_file: Path | None = None,
     questions_max: int | None = None,
 ) -> dict[str, Any]:
     """Every figure, for JSON.
 
     Args:
         answerer: with the language model, or by passages alone.
+        pace: what took the time of the answerer's language model.
+        intents_file: CSV of text and category, beside the set of our own.
         messages_file: a bank's own messages, CSV with a column text: how many the guards refuse.
         pii_file: Presidio's synthetic sentences. faq_file: see `retrieval.measure`.
         questions_max: of the starter set's, for each language; a language model takes seconds each.
     """
     guards = Guards.load()
-    content = await retrieval.starter(encoder, encoder_name)
-    retriever = HybridRetriever(content, encoder)
-    responder = _responder(guards, answerer, retriever)
+    content = await retrieval.starter(None if encoders is None else encoders.passages, encoder_name)
+    retriever = HybridRetriever(content, None if encoders is None else encoders.asked)
+    responder = _responder(guards, answerer, retriever, intents)
     passages = {passage.id: passage for passage in content.passages}
     made: dict[str, Any] = {
-        "encoder": encoder_name if encoder is not None else "",
+        "encoder": encoder_name if encoders is not None else "",
         "masking": _masking(pii_file),
         "guards": guarding.measure(guards, guarding.read_examples()),
-        "retrieval": await retrieval.measure(
-            passages=encoder, asked=encoder, encoder_name=encoder_name, faq_file=faq_file
-        ),
+        "retrieval": await retrieval.measure(encoders, encoder_name=encoder_name, faq_file=faq_file),
     }
+    if intents is not None:
+        made["intent"] = await meaning.measure(intents, intents_file)
     if messages_file is not None:
         refused = guarding.refused_of(guards, messages_file)
         made["guards"][f"refused_of_{messages_file.stem}"] = refused.as_dict()
@@ -115,11 +123,15 @@ async def evaluate(
         asked = [judged.question for judged in retrieval.questions(language) if judged.expected]
         turns = await _turns(responder, asked[:questions_max], passages)
         made[f"turns_{language}"] = turns.as_dict()
+    if pace is not None:
+        made["language_model"] = pace.as_dict()
     made["attacks_end_to_end"] = await _attacks(responder)
     return made
 
 
-def _responder(guards: Guards, answerer: Answerer, retriever: HybridRetriever) -> Responder:
+def _responder(
+    guards: Guards, answerer: Answerer, retriever: HybridRetriever, intents: Intents | None
+) -> Responder:
     texts = Texts.load()
     return Responder(
         Masker(),
@@ -130,6 +142,7 @@ def _responder(guards: Guards, answerer: Answerer, retriever: HybridRetriever) -
         _Knowledge(retriever),
         answerer,
         texts,
+        intents=intents,
         now_ms=now_ms,
         deadline_s=120.0,
     )

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from services.chat.evaluate.chat import evaluate
-from services.chat.knowledge.encoding import encoder_of
+from services.chat.evaluate.pace import Pace
+from services.chat.knowledge.encoding import opened
 from services.chat.knowledge.settings import KnowledgeSettings
 from services.chat.settings import ChatSettings
-from services.chat.wiring import answerer_of
+from services.chat.wiring import answerer_of, intents_of
 from weir.config import TritonSettings
 
 
@@ -19,6 +20,7 @@ async def evaluate_chat(
     pii_file: Path | None,
     faq_file: Path | None,
     messages_file: Path | None,
+    intents_file: Path | None,
     questions_max: int | None,
 ) -> dict[str, Any]:
     """See `services.chat.evaluate.chat.evaluate`.
@@ -29,17 +31,19 @@ async def evaluate_chat(
     """
     settings, knowledge, triton = ChatSettings.load(), KnowledgeSettings.load(), TritonSettings.load()
     async with AsyncExitStack() as stack:
-        encoder = encoder_of(knowledge, triton)
-        if encoder is not None:
-            await stack.enter_async_context(encoder)
+        encoders = await stack.enter_async_context(opened(knowledge, triton))
         settings = settings.model_copy(update={"generate": generate})
+        asked, pace = None if encoders is None else encoders.asked, Pace()
         return await evaluate(
-            encoder=encoder,
+            encoders=encoders,
             encoder_name=knowledge.encoder,
-            answerer=await answerer_of(settings, triton, stack),
+            answerer=await answerer_of(settings, triton, stack, pace.watched),
+            intents=await intents_of(settings, triton, asked, stack),
+            pace=pace if generate else None,
             pii_file=pii_file,
             faq_file=faq_file,
             messages_file=messages_file,
+            intents_file=intents_file,
             questions_max=questions_max,
         )
 

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from services.chat.domain import Encoder, Language
+from services.chat.domain import Encoders, Language
 from services.chat.evaluate.retrieval import (
     Judged,
     Refusals,
@@ -76,15 +76,15 @@ def fit(
 async def fit_starter(
     shipped: Relevance,
     *,
-    passages: Encoder | None = None,
-    asked: Encoder | None = None,
+    encoders: Encoders | None = None,
     name: str = "words",
 ) -> tuple[Relevance, dict[Language, Refusals]]:
     """The weights with those of one way of searching fitted anew on the starter set, and the figures.
 
-    passages, asked: the encoder for passages and for questions; name: what imports call it.
+    encoders: None fits the search by words. name: what imports call the encoder.
     """
-    content = await starter(passages, name)
+    content = await starter(None if encoders is None else encoders.passages, name)
+    asked = None if encoders is None else encoders.asked
     retriever = HybridRetriever(content, asked, relevance=shipped, fitted_only=False)
     by_language = {language: dict(fitted) for language, fitted in shipped.by_language.items()}
     figures: dict[Language, Refusals] = {}

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from services.chat.domain import Encoder, Language
+from services.chat.domain import Encoder, Encoders, Language
 from services.chat.evaluate.intervals import Share
 from services.chat.knowledge.importer import read_folder
 from services.chat.knowledge.passages import passages_of
@@ -251,17 +251,17 @@ async def asked_and_refused(retriever: HybridRetriever, judged: Sequence[Judged]
 
 
 async def measure(
+    encoders: Encoders | None = None,
     *,
-    passages: Encoder | None = None,
-    asked: Encoder | None = None,
     encoder_name: str = "",
     faq_file: Path | None = None,
 ) -> dict[str, object]:
     """Every figure, for JSON: the starter set by language, and the file of questions where one is given.
 
-    passages, asked: the encoder for passages and for questions; without one only words are searched.
+    encoders: without one only words are searched.
     """
     settings = KnowledgeSettings.model_validate({})
+    passages, asked = (None, None) if encoders is None else (encoders.passages, encoders.asked)
     content = await starter(passages, encoder_name)
     retriever = HybridRetriever(content, asked)
     made: dict[str, object] = {"encoder": encoder_name if passages is not None else ""}

@@ -18,8 +18,8 @@ from services.chat.knowledge.tokens import language_of
 from weir.clock import now_ms
 
 if TYPE_CHECKING:
+    from services.chat.domain import Encoders
     from services.chat.knowledge.search import Found
-    from weir.inference.encoder import TritonEncoder
 
 app = typer.Typer(help="The bank's own documents: import them, search them.", no_args_is_help=True)
 
@@ -35,18 +35,16 @@ def _store(folder: Path | None) -> tuple[FolderStore, KnowledgeSettings]:
 
 
 @asynccontextmanager
-async def _encoder(settings: KnowledgeSettings) -> AsyncIterator["TritonEncoder | None"]:
+async def _encoders(settings: KnowledgeSettings) -> AsyncIterator["Encoders | None"]:
     """What the settings name; None searches by words alone."""
     if not settings.encoder:
         yield None
         return
-    from services.chat.knowledge.encoding import encoder_of
+    from services.chat.knowledge.encoding import opened
     from weir.config import TritonSettings
 
-    encoder = encoder_of(settings, TritonSettings.load())
-    assert encoder is not None
-    async with encoder:
-        yield encoder
+    async with opened(settings, TritonSettings.load()) as encoders:
+        yield encoders
 
 
 @app.command("import")
@@ -64,13 +62,13 @@ def import_(
     store, settings = _store(folder)
 
     async def run() -> Import:
-        async with _encoder(settings) as encoder:
+        async with _encoders(settings) as encoders:
             return await import_folder(
                 directory or STARTER,
                 store,
                 settings,
                 now_ms=now_ms(),
-                encoder=encoder,
+                encoder=None if encoders is None else encoders.passages,
                 encoder_name=settings.encoder,
                 use=use,
             )
@@ -211,8 +209,9 @@ def search_(
         spoken = "zh" if language == "zh" else "en"
 
     async def run() -> Found:
-        async with _encoder(settings) as encoder:
-            retriever = HybridRetriever(store.open(name), encoder, relevance_min=settings.relevance_min)
+        async with _encoders(settings) as encoders:
+            asked = encoders.asked if encoders is not None else None
+            retriever = HybridRetriever(store.open(name), asked, relevance_min=settings.relevance_min)
             return await retriever.find(question, spoken, count=count, now_ms=now_ms())
 
     found = asyncio.run(run())
@@ -235,29 +234,19 @@ def evaluate_(
     faq: Annotated[
         Path | None, typer.Option("--faq", help="JSON lines of id, question, answer to search too.")
     ] = None,
-    fit: Annotated[bool, typer.Option("--fit", help="First fit the relevance anew, by words.")] = False,
+    fit: Annotated[bool, typer.Option("--fit", help="First fit the relevance anew.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Recall, MRR, and what is found wrongly or missed, on the starter knowledge."""
     from services.chat.evaluate.retrieval import measure
-    from services.chat.knowledge import relevance
 
-    if fit:
-        from services.chat.evaluate.fit_relevance import fit_starter
-
-        fitted, held_out = asyncio.run(fit_starter(relevance.shipped()))
-        relevance.save(fitted)
-        for language, figures in held_out.items():
-            typer.echo(
-                f"{language}, questions left out of the fit: found wrongly {figures.found_wrongly}, "
-                f"missed {figures.missed}, another first {figures.wrong_first}",
-                err=as_json,
-            )
     settings = KnowledgeSettings.load()
 
     async def run() -> dict[str, object]:
-        async with _encoder(settings) as encoder:
-            return await measure(passages=encoder, asked=encoder, encoder_name=settings.encoder, faq_file=faq)
+        async with _encoders(settings) as encoders:
+            if fit:
+                await _fit(encoders, settings.encoder, as_json=as_json)
+            return await measure(encoders, encoder_name=settings.encoder, faq_file=faq)
 
     made = asyncio.run(run())
     if as_json:
@@ -298,3 +287,21 @@ def _as_dict(found: "Found", name: str) -> dict[str, object]:
             for hit, why in found.nearest
         ],
     }
+
+
+async def _fit(encoders: "Encoders | None", name: str, *, as_json: bool) -> None:
+    """The relevance by words, and by meaning where there is an encoder, into the package's own file."""
+    from services.chat.evaluate.fit_relevance import fit_starter
+    from services.chat.knowledge import relevance
+
+    ways = [("words", None)] if encoders is None else [("words", None), (name, encoders)]
+    for way, with_ in ways:
+        fitted, held_out = await fit_starter(relevance.shipped(), encoders=with_, name=way)
+        relevance.save(fitted)
+        for language, figures in held_out.items():
+            typer.echo(
+                f"{language}, by {way}, questions left out of the fit: "
+                f"found wrongly {figures.found_wrongly}, missed {figures.missed}, "
+                f"another first {figures.wrong_first}",
+                err=as_json,
+            )

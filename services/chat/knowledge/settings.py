@@ -27,7 +27,7 @@ class KnowledgeSettings(WeirSettings):
     )
     encoder: str = Field(
         "",
-        description="what the vectors are made by, such as all-MiniLM-L6-v2; empty searches by words alone",
+        description="what makes the vectors, such as multilingual-e5-small; empty searches by words alone",
     )
     encoder_model: str = Field("encoder", min_length=1, description="its name on Triton")
     encoder_tokenizer: Path | None = Field(None, description="its tokenizer.json")

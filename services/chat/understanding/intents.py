@@ -20,6 +20,7 @@ from weir.errors import IntegrityError, MissingPart
 
 SHIPPED = Path(__file__).with_name("models")
 NAME, VERSION, OUTPUT = "intent", "1", "probability"
+_SCRIPTS = frozenset({Script.LATIN, Script.HAN})
 
 
 class About(msgspec.Struct, frozen=True):
@@ -58,7 +59,7 @@ class Scorer(Protocol):
 
 
 class Intents:
-    """Asks for intents; English ones, for the shipped encoder knows no Chinese."""
+    """Asks for intents in English and Chinese; a text in another script, or in none, has none."""
 
     def __init__(self, encoder: Encoder, head: Scorer, about: About) -> None:
         self._encoder, self._head, self._about = encoder, head, about
@@ -70,7 +71,7 @@ class Intents:
             ModelError: the encoder or the head gave no answer.
         """
         found: list[tuple[str, float]] = [("", 0.0)] * len(texts)
-        rows = [row for row, text in enumerate(texts) if script_of(text) is Script.LATIN]
+        rows = [row for row, text in enumerate(texts) if script_of(text) in _SCRIPTS]
         if not rows:
             return found
         asked = [texts[row] for row in rows]
