@@ -17,6 +17,7 @@ from infra.local.mariadb import MariaDbServer
 from infra.local.triton import TritonServer
 from tests.support import servers
 from tests.support.keys import KeysProcess, running_keys_service
+from tests.support.postgres import PostgresServer
 from tests.support.servers import KafkaUnderTest, running_server
 
 StartTriton = Callable[[Path], TritonServer]
@@ -79,6 +80,17 @@ def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("mariadb")
     with running_server(MariaDbServer(folder / "server", folder / "mariadb.log")) as server:
         yield server.url()
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """An empty database on a real PostgreSQL with pgvector."""
+    server = PostgresServer(tmp_path_factory.mktemp("postgres") / "postgres.log")
+    try:
+        with running_server(server):
+            yield server
+    finally:
+        server.remove()
 
 
 @pytest.hookimpl(wrapper=True)

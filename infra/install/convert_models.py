@@ -13,9 +13,9 @@ from infra.llm.repository import write_embedded
 from infra.local import layout
 from services.chat.knowledge.cli import STARTER
 from services.chat.knowledge.encoding import marked
+from services.chat.knowledge.folder import FolderStore
 from services.chat.knowledge.importer import import_folder
 from services.chat.knowledge.settings import KnowledgeSettings
-from services.chat.knowledge.store import FolderStore
 from weir.clock import now_ms
 from weir.errors import MissingPart, WeirError
 

@@ -17,7 +17,7 @@ from services.chat.guards import Guards
 from services.chat.knowledge.encoding import opened
 from services.chat.knowledge.live import LiveRetriever
 from services.chat.knowledge.settings import KnowledgeSettings
-from services.chat.knowledge.store import FolderStore
+from services.chat.knowledge.stores import store_of
 from services.chat.knowledge.tokens import stem
 from services.chat.masking import Masker
 from services.chat.metrics import ChatMetrics
@@ -140,8 +140,12 @@ async def open_worker(
         knowledge_settings = KnowledgeSettings.load()
         encoders = await stack.enter_async_context(opened(knowledge_settings, to.triton))
         encoder = None if encoders is None else encoders.asked
+        store = store_of(knowledge_settings)
+        stack.callback(store.close)
         knowledge = LiveRetriever(
-            FolderStore(knowledge_settings.folder), encoder, relevance_min=knowledge_settings.relevance_min
+            store,
+            encoder,
+            relevance_min=knowledge_settings.relevance_min,
         )
         bank = None
         if settings.bank_url is not None:

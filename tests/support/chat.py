@@ -11,9 +11,9 @@ from typing import Any
 
 from infra.local.ports import free_port
 from services.chat.knowledge.cli import STARTER
+from services.chat.knowledge.folder import FolderStore
 from services.chat.knowledge.importer import import_folder
 from services.chat.knowledge.settings import KnowledgeSettings
-from services.chat.knowledge.store import FolderStore
 from tests.support.keys import KeysProcess
 from tests.support.payments import raw_records
 from tests.support.servers import KafkaUnderTest

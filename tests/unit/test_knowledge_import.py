@@ -9,10 +9,10 @@ from pypdf import PdfWriter
 
 from services.chat.knowledge.cli import STARTER
 from services.chat.knowledge.errors import ImportRefused
+from services.chat.knowledge.folder import FolderStore
 from services.chat.knowledge.importer import Import, import_folder, read_folder
 from services.chat.knowledge.passages import sentences, width
 from services.chat.knowledge.settings import KnowledgeSettings
-from services.chat.knowledge.store import FolderStore
 from services.chat.knowledge.suspicious import suspicious
 from services.chat.knowledge.tokens import language_of, tokens
 

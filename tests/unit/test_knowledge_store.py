@@ -7,10 +7,11 @@ import pytest
 
 from services.chat.domain import Passage
 from services.chat.knowledge.errors import KnowledgeBroken, KnowledgeMissing
+from services.chat.knowledge.folder import FolderStore
 from services.chat.knowledge.importer import Import, import_folder
 from services.chat.knowledge.live import LiveRetriever
 from services.chat.knowledge.settings import KnowledgeSettings
-from services.chat.knowledge.store import Content, FolderStore
+from services.chat.knowledge.store import Content
 
 NOW = 1_780_000_000_000
 SETTINGS = KnowledgeSettings.model_validate({})

@@ -13,7 +13,8 @@ import typer
 from services.chat.domain import Language
 from services.chat.knowledge.errors import ImportRefused, KnowledgeMissing
 from services.chat.knowledge.settings import KnowledgeSettings
-from services.chat.knowledge.store import FolderStore
+from services.chat.knowledge.store import Store
+from services.chat.knowledge.stores import store_of
 from services.chat.knowledge.tokens import language_of
 from weir.clock import now_ms
 
@@ -24,14 +25,16 @@ if TYPE_CHECKING:
 app = typer.Typer(help="The bank's own documents: import them, search them.", no_args_is_help=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="For programs: one JSON object.")]
-Root = Annotated[Path | None, typer.Option("--folder", help="Where the versions lie.")]
+Root = Annotated[
+    Path | None, typer.Option("--folder", help="Where the versions lie; default by [knowledge].")
+]
 
 STARTER = Path(__file__).parent / "starter"
 
 
-def _store(folder: Path | None) -> tuple[FolderStore, KnowledgeSettings]:
+def _store(folder: Path | None) -> tuple[Store, KnowledgeSettings]:
     settings = KnowledgeSettings.load()
-    return FolderStore(folder or settings.folder), settings
+    return store_of(settings, folder), settings
 
 
 @asynccontextmanager
@@ -132,7 +135,7 @@ def list_(folder: Root = None, as_json: AsJson = False) -> None:
         typer.echo(json.dumps({"versions": rows}, indent=2))
         return
     if not rows:
-        raise KnowledgeMissing(f"{store.root}: no knowledge yet. Try `weir knowledge import DIR`.")
+        raise KnowledgeMissing(f"{store.where}: no knowledge yet. Try `weir knowledge import DIR`.")
     for row in rows:
         star = "*" if row["in_use"] else " "
         vectors = row["encoder"] or "no vectors"
@@ -201,7 +204,7 @@ def search_(
     store, settings = _store(folder)
     name = store.find(version) if version else store.current()
     if name is None:
-        raise KnowledgeMissing(f"{store.root}: no knowledge yet. Try `weir knowledge import DIR`.")
+        raise KnowledgeMissing(f"{store.where}: no knowledge yet. Try `weir knowledge import DIR`.")
     spoken: Language = language_of(question)
     if language is not None:
         if language not in ("en", "zh"):
@@ -211,7 +214,9 @@ def search_(
     async def run() -> Found:
         async with _encoders(settings) as encoders:
             asked = encoders.asked if encoders is not None else None
-            retriever = HybridRetriever(store.open(name), asked, relevance_min=settings.relevance_min)
+            retriever = HybridRetriever(
+                store.open(name), asked, indexes=store.indexes(name), relevance_min=settings.relevance_min
+            )
             return await retriever.find(question, spoken, count=count, now_ms=now_ms())
 
     found = asyncio.run(run())

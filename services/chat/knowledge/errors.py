@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from weir.errors import IntegrityError, MissingPart, WeirError
+from weir.errors import IntegrityError, MissingPart, NeighbourUnavailable, WeirError
 
 
 class ImportRefused(WeirError):
@@ -31,10 +31,22 @@ class KnowledgeMissing(MissingPart):
 
 
 class KnowledgeBroken(IntegrityError):
-    """A version's files are not what its manifest says; it is not searched."""
+    """A version's parts are not what its manifest says; it is not searched."""
 
-    def __init__(self, folder: Path, finding: str) -> None:
-        self.folder, self.finding = folder, finding
+    def __init__(self, where: Path | str, finding: str) -> None:
+        self.where, self.finding = where, finding
         super().__init__(
-            f"{folder}: {finding}. Restore it from a copy, or `weir knowledge use` another version."
+            f"{where}: {finding}. Restore it from a copy, or `weir knowledge use` another version."
+        )
+
+
+class KnowledgeStoreAway(NeighbourUnavailable):
+    """The database of the knowledge gave no answer, or refused; what was loaded before is still searched."""
+
+    degraded_reason = "knowledge_store_unavailable"
+
+    def __init__(self, where: str, cause: str) -> None:
+        self.where, self.cause = where, cause
+        super().__init__(
+            f"{where}: the knowledge's database gave no answer ({cause}). Check that it runs, and its rights."
         )

@@ -13,7 +13,7 @@ from services.chat.knowledge.errors import DocumentRefused, ImportRefused
 from services.chat.knowledge.passages import near_duplicates, passages_of
 from services.chat.knowledge.read import READERS, Read, text_of
 from services.chat.knowledge.settings import KnowledgeSettings
-from services.chat.knowledge.store import Content, DocumentEntry, FolderStore, Quarantined
+from services.chat.knowledge.store import Content, DocumentEntry, Quarantined, Store
 from services.chat.knowledge.suspicious import suspicious
 from services.chat.knowledge.vectors import encode
 
@@ -145,7 +145,7 @@ def _document(
 
 async def import_folder(
     folder: Path,
-    store: FolderStore,
+    store: Store,
     settings: KnowledgeSettings,
     *,
     now_ms: int,

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 from services.chat.domain import Encoder, Hit, Language
-from services.chat.knowledge.errors import KnowledgeBroken, KnowledgeMissing
+from services.chat.knowledge.errors import KnowledgeBroken, KnowledgeMissing, KnowledgeStoreAway
 from services.chat.knowledge.search import Found, HybridRetriever
 from services.chat.knowledge.store import Store
 from weir.obs.log import get_logger
@@ -22,7 +22,7 @@ class LiveRetriever:
         self._retriever: HybridRetriever | None = None
         self._loading = asyncio.Lock()
         self._refused: str | None = None
-        self._finding = ""
+        self._finding, self._away = "", False
         self.version: str | None = None
 
     async def __call__(self, question: str, language: Language, *, count: int, now_ms: int) -> Sequence[Hit]:
@@ -41,11 +41,18 @@ class LiveRetriever:
         async with self._loading:
             name: str | None = None
             try:
-                name = self._store.current()
+                name = await asyncio.to_thread(self._store.current)
+                self._away = False
                 if name is None or name in (self.version, self._refused):
                     return
                 # Reading and indexing take seconds for a large knowledge; other tasks go on.
                 retriever = await asyncio.to_thread(self._open, name)
+            except KnowledgeStoreAway as error:
+                # Asked again with the next question.
+                if not self._away:
+                    log.error("knowledge_store_away", finding=str(error), in_use=self.version)
+                self._away = True
+                return
             except (KnowledgeBroken, KnowledgeMissing) as error:
                 # The last good version stays; a broken one is tried again when the pointer changes.
                 if str(error) != self._finding:
@@ -56,4 +63,9 @@ class LiveRetriever:
             log.info("knowledge_loaded", version=name)
 
     def _open(self, name: str) -> HybridRetriever:
-        return HybridRetriever(self._store.open(name), self._encoder, relevance_min=self._relevance_min)
+        return HybridRetriever(
+            self._store.open(name),
+            self._encoder,
+            indexes=self._store.indexes(name),
+            relevance_min=self._relevance_min,
+        )

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.chat.domain import Encoder, Hit, Language, Passage
+from services.chat.knowledge.errors import KnowledgeStoreAway
 from services.chat.knowledge.relevance import Asked, Relevance, seen, shipped
 from services.chat.knowledge.store import Content, Knowledge
 from services.chat.knowledge.tokens import tokens
@@ -130,12 +131,14 @@ class HybridRetriever:
         knowledge: Knowledge | Content,
         encoder: Encoder | None = None,
         *,
+        indexes: Mapping[Language, VectorIndex] | None = None,
         relevance: Relevance | None = None,
         relevance_min: float | None = None,
         fitted_only: bool = True,
     ) -> None:
         """encoder: for questions, the one that made the version's vectors; None searches by words alone.
 
+        indexes: what finds passages by their vectors, where the knowledge does not bring the vectors.
         fitted_only: a language for which this encoder's relevance was not fitted is searched by words alone:
         an encoder that does not know the language ruins what the words find. False is for fitting.
         """
@@ -146,7 +149,7 @@ class HybridRetriever:
         self._fitted_only = fitted_only
         self._encoder_name = content.encoder
         self._words: dict[Language, WordIndex] = {}
-        self._vectors: dict[Language, VectorIndex] = {}
+        self._vectors: dict[Language, VectorIndex] = dict(indexes or {})
         self._rows: dict[str, int] = {}
         languages: tuple[Language, ...] = ("en", "zh")
         for language in languages:
@@ -205,10 +208,10 @@ class HybridRetriever:
             return None, "encoder_not_fitted"
         try:
             vector = (await self._encoder([question]))[0]
-        except ModelError as error:
+            found = await vectors.nearest(vector, count=_DEPTH, now_ms=now_ms)
+        except (ModelError, KnowledgeStoreAway) as error:
             log.warning("retrieval_degraded", reason=error.degraded_reason)
             return None, error.degraded_reason
-        found = await vectors.nearest(vector, count=_DEPTH, now_ms=now_ms)
         return {self._rows[name]: cosine for name, cosine in found.items()}, ""
 
 

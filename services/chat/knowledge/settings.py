@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from weir.config import WeirSettings
 
@@ -14,6 +14,14 @@ class KnowledgeSettings(WeirSettings):
     section: ClassVar[str] = "knowledge"
 
     folder: Path = Field(Path(".weir/knowledge"), description="the versions, and which one is in use")
+    database_url: SecretStr | None = Field(
+        None,
+        description="postgresql://user:password@host:5432/database, with pgvector, in the folder's place; "
+        "best in WEIR_KNOWLEDGE_DATABASE_URL",
+    )
+    database_ca: Path | None = Field(
+        None, description="whom to believe; without it the connection has no TLS"
+    )
     passage_chars_max: int = Field(
         700, ge=100, le=4000, description="a passage's size; a Chinese character counts as two"
     )

@@ -1,37 +1,25 @@
-"""Versions of the knowledge in a folder: each immutable and checked, one of them in use.
+"""Versions of the knowledge: what they hold, and what keeps them.
 
-knowledge/
-  current               the name of the version in use, one line; replaced in one step
-  2-1f0c9a7be301/       number and the first digits of the manifest's SHA-256
-    manifest.json       what it holds, and the SHA-256 of each file
-    passages.jsonl      one passage a line
-    quarantine.jsonl    passages that are kept out, with the reason
-    vectors.npy         (n, d) float32 of length 1, where an encoder made them
+A version is immutable; its name is its number and the first digits of its manifest's SHA-256. The manifest
+holds the SHA-256 of each of its parts, so whoever opens one knows that it is what was written. One is in use.
 """
 
-import contextlib
 import hashlib
 import io
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from services.chat.domain import Passage
-from services.chat.knowledge.errors import KnowledgeBroken, KnowledgeMissing
-from weir.files import sync_folder
+from services.chat.domain import Language, Passage
+from services.chat.knowledge.vectors import VectorIndex
 
-_CURRENT = "current"
-_FORMAT = 1
-_NAME = re.compile(r"([1-9]\d{0,8})-([0-9a-f]{12})")
+FORMAT = 1
+NAME = re.compile(r"([1-9]\d{0,8})-([0-9a-f]{12})")
 
 
 class DocumentEntry(msgspec.Struct, frozen=True):
@@ -97,7 +85,7 @@ class Content:
     def sha256(self) -> str:
         """Of everything that a search depends on."""
         digest = hashlib.sha256()
-        for part in (_lines(self.passages), _lines(self.quarantined), self.encoder.encode()):
+        for part in (lines_of(self.passages), lines_of(self.quarantined), self.encoder.encode()):
             digest.update(len(part).to_bytes(8, "big") + part)
         return digest.hexdigest()
 
@@ -112,7 +100,13 @@ class Knowledge:
 
 
 class Store(Protocol):
-    """Keeps versions and says which is in use. A database takes the folder's place by this."""
+    """Keeps versions and says which is in use: a folder, or a database.
+
+    where: for a person, without a secret.
+    """
+
+    @property
+    def where(self) -> str: ...  # noqa: D102 - said there
 
     def versions(self) -> Sequence[str]:
         """Names, oldest first."""
@@ -120,201 +114,110 @@ class Store(Protocol):
     def current(self) -> str | None:
         """The name of the version in use; cheap enough to ask before each question."""
 
+    def find(self, version: str) -> str:
+        """The full name of a version given by its number or name."""
+
+    def manifest(self, name: str) -> Manifest:
+        """What a version holds, without reading it."""
+
     def add(self, content: Content, created_ms: int) -> str:
         """A new version's name; it is whole or not there, and not yet in use."""
 
     def use(self, name: str) -> None:
-        """Put a version in use, in one step."""
+        """Put a version in use, in one step, after every byte of it was checked."""
 
     def open(self, name: str) -> Knowledge:
         """The version, checked."""
 
+    def indexes(self, name: str) -> Mapping[Language, VectorIndex]:
+        """What finds the version's passages by their vectors; empty where `open` brings the vectors."""
 
-class FolderStore:
-    """The embedded store."""
+    def close(self) -> None:
+        """Let go of what it holds."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
 
-    def versions(self) -> list[str]:
-        """Names of the versions that are whole, oldest first."""
-        if not self.root.is_dir():
-            return []
-        names = [path.name for path in self.root.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
-        return sorted(names, key=_number)
+def parts_of(content: Content) -> dict[str, bytes]:
+    """What a version is written as, by the names that its manifest gives."""
+    parts = {"passages.jsonl": lines_of(content.passages), "quarantine.jsonl": lines_of(content.quarantined)}
+    if content.vectors is not None:
+        parts["vectors.npy"] = npy_of(content.vectors)
+    return parts
 
-    def current(self) -> str | None:
-        """The name in the pointer; None before the first import.
 
-        Raises:
-            KnowledgeBroken: the pointer names no version.
-        """
-        try:
-            name = (self.root / _CURRENT).read_text(encoding="ascii").strip()
-        except FileNotFoundError:
-            return None
-        except (OSError, UnicodeDecodeError) as error:
-            raise KnowledgeBroken(self.root / _CURRENT, f"can't be read ({type(error).__name__})") from None
-        if not _NAME.fullmatch(name):
-            raise KnowledgeBroken(self.root / _CURRENT, "names no version")
-        return name
-
-    def find(self, version: str) -> str:
-        """The full name of a version given by its number or name.
-
-        Raises:
-            KnowledgeMissing: there is none.
-        """
-        for name in self.versions():
-            if version in (name, str(_number(name))):
-                return name
-        raise KnowledgeMissing(f"{self.root}: no version {version[:40]}. Try `weir knowledge list`.")
-
-    def manifest(self, name: str) -> Manifest:
-        """What a version holds; its other files are not read.
-
-        Raises:
-            KnowledgeMissing: no such version.
-            KnowledgeBroken: the manifest is not what the folder's name says.
-        """
-        folder = self.root / name
-        if not folder.is_dir():
-            raise KnowledgeMissing(f"{self.root}: no version {name[:40]}. Try `weir knowledge list`.")
-        data = _read(folder, "manifest.json")
-        matched = _NAME.fullmatch(name)
-        if matched is None or hashlib.sha256(data).hexdigest()[:12] != matched[2]:
-            raise KnowledgeBroken(folder, "manifest.json is not the one that was written")
-        try:
-            manifest = msgspec.json.decode(data, type=Manifest)
-        except msgspec.DecodeError as error:
-            raise KnowledgeBroken(folder, f"manifest.json: {error}") from None
-        if manifest.format != _FORMAT:
-            raise KnowledgeBroken(folder, f"is of format {manifest.format}, this program reads {_FORMAT}")
-        return manifest
-
-    def open(self, name: str) -> Knowledge:
-        """The version; each file is hashed as it is read.
-
-        Raises:
-            KnowledgeMissing: no such version.
-            KnowledgeBroken: a byte differs, a file is missing, or they do not fit together.
-        """
-        manifest, folder = self.manifest(name), self.root / name
-        files: dict[str, bytes] = {}
-        for file, sha256 in manifest.files.items():
-            files[file] = _read(folder, file)
-            if hashlib.sha256(files[file]).hexdigest() != sha256:
-                raise KnowledgeBroken(folder, f"{file} differs from its SHA-256 in the manifest")
-        try:
-            passages = [_PASSAGES.decode(line) for line in files["passages.jsonl"].splitlines()]
-            held = [_QUARANTINED.decode(line) for line in files["quarantine.jsonl"].splitlines()]
-            vectors = (
-                np.load(io.BytesIO(files["vectors.npy"]), allow_pickle=False)
-                if "vectors.npy" in files
-                else None
-            )
-        except (KeyError, ValueError, msgspec.DecodeError) as error:
-            raise KnowledgeBroken(folder, f"its files do not fit together ({type(error).__name__})") from None
-        if len(passages) != manifest.passages or (vectors is not None and len(vectors) != len(passages)):
-            raise KnowledgeBroken(folder, "its files do not fit together (lengths differ)")
-        return Knowledge(
-            name, manifest, Content(passages, manifest.documents, held, manifest.encoder, vectors)
+def manifest_of(content: Content, parts: Mapping[str, bytes], number: int, created_ms: int) -> bytes:
+    """The manifest of a version with this number."""
+    return msgspec.json.encode(
+        Manifest(
+            format=FORMAT,
+            number=number,
+            content=content.sha256(),
+            created_ms=created_ms,
+            encoder=content.encoder if content.vectors is not None else "",
+            passages=len(content.passages),
+            quarantined=len(content.quarantined),
+            documents=dict(sorted(content.documents.items())),
+            files={file: hashlib.sha256(data).hexdigest() for file, data in parts.items()},
         )
-
-    def add(self, content: Content, created_ms: int) -> str:
-        """Write a version beside the others; not yet in use.
-
-        It is written under a name that no reader looks at, and renamed when all of it is on the disk.
-
-        Raises:
-            OSError: the disk is full or not writable; the other versions stay.
-        """
-        self.root.mkdir(parents=True, exist_ok=True)
-        files = {"passages.jsonl": _lines(content.passages), "quarantine.jsonl": _lines(content.quarantined)}
-        if content.vectors is not None:
-            buffer = io.BytesIO()
-            np.save(buffer, content.vectors.astype(np.float32), allow_pickle=False)
-            files["vectors.npy"] = buffer.getvalue()
-        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=self.root))
-        try:
-            for file, data in files.items():
-                _write(partial / file, data)
-            for number in range(_number(names[-1]) + 1 if (names := self.versions()) else 1, 10**9):
-                manifest = msgspec.json.encode(
-                    Manifest(
-                        format=_FORMAT,
-                        number=number,
-                        content=content.sha256(),
-                        created_ms=created_ms,
-                        encoder=content.encoder if content.vectors is not None else "",
-                        passages=len(content.passages),
-                        quarantined=len(content.quarantined),
-                        documents=dict(sorted(content.documents.items())),
-                        files={file: hashlib.sha256(data).hexdigest() for file, data in files.items()},
-                    )
-                )
-                name = f"{number}-{hashlib.sha256(manifest).hexdigest()[:12]}"
-                # Another import may have taken the number meanwhile; the claim is a folder only one can make.
-                if self._claim(number):
-                    _write(partial / "manifest.json", manifest)
-                    partial.chmod(0o755)
-                    partial.rename(self.root / name)
-                    sync_folder(self.root)
-                    return name
-            raise KnowledgeMissing(f"{self.root}: no number is left for a version.")
-        except BaseException:  # told onwards: no half of a version stays, whatever ended it
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-
-    def _claim(self, number: int) -> bool:
-        try:
-            (self.root / f".number-{number}").touch(exist_ok=False)
-        except FileExistsError:
-            return False
-        return True
-
-    def use(self, name: str) -> None:
-        """Let the pointer name this version, after every byte of it was checked.
-
-        Raises:
-            KnowledgeMissing: no such version.
-            KnowledgeBroken: it is damaged; the pointer stays.
-        """
-        self.open(name)
-        descriptor, temporary = tempfile.mkstemp(prefix=".current-", dir=self.root)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                os.fchmod(file.fileno(), 0o644)
-                file.write(name.encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.root / _CURRENT)
-        except BaseException:  # told onwards: the pointer stays as it was, whatever ended this
-            with contextlib.suppress(OSError):  # the first error is the one to tell
-                os.unlink(temporary)
-            raise
-        sync_folder(self.root)
+    )
 
 
-def _number(name: str) -> int:
+def name_of(number: int, manifest: bytes) -> str:
+    """The version's name."""
+    return f"{number}-{hashlib.sha256(manifest).hexdigest()[:12]}"
+
+
+def checked_manifest(name: str, data: bytes) -> Manifest:
+    """The manifest of the version of this name.
+
+    Raises:
+        ValueError: it is another one, or of another format; the text says which.
+    """
+    matched = NAME.fullmatch(name)
+    if matched is None or hashlib.sha256(data).hexdigest()[:12] != matched[2]:
+        raise ValueError("its manifest is not the one that was written")
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except msgspec.DecodeError as error:
+        raise ValueError(f"its manifest: {error}") from None
+    if manifest.format != FORMAT:
+        raise ValueError(f"is of format {manifest.format}, this program reads {FORMAT}")
+    return manifest
+
+
+def read_parts(manifest: Manifest, parts: Mapping[str, bytes]) -> Content:
+    """What the parts hold; each is hashed. Vectors are left out where their part is not given.
+
+    Raises:
+        ValueError: a byte differs, or they do not fit together; the text says which.
+    """
+    for part, data in parts.items():
+        if hashlib.sha256(data).hexdigest() != manifest.files.get(part):
+            raise ValueError(f"{part} differs from its SHA-256 in the manifest")
+    try:
+        passages = [_PASSAGES.decode(line) for line in parts["passages.jsonl"].splitlines()]
+        held = [_QUARANTINED.decode(line) for line in parts["quarantine.jsonl"].splitlines()]
+        vectors = None
+        if "vectors.npy" in parts:
+            vectors = np.load(io.BytesIO(parts["vectors.npy"]), allow_pickle=False)
+    except (KeyError, ValueError, msgspec.DecodeError) as error:
+        raise ValueError(f"its files do not fit together ({type(error).__name__})") from None
+    if len(passages) != manifest.passages or (vectors is not None and len(vectors) != len(passages)):
+        raise ValueError("its files do not fit together (lengths differ)")
+    return Content(passages, manifest.documents, held, manifest.encoder, vectors)
+
+
+def npy_of(vectors: NDArray[np.float32]) -> bytes:
+    """The vectors as a file of numpy's."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(vectors, np.float32), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def number_of(name: str) -> int:
+    """The number in a version's name."""
     return int(name.partition("-")[0])
 
 
-def _lines(items: Sequence[Passage] | Sequence[Quarantined]) -> bytes:
+def lines_of(items: Sequence[Passage] | Sequence[Quarantined]) -> bytes:
+    """One a line, as JSON."""
     return b"".join(msgspec.json.encode(item) + b"\n" for item in items)
-
-
-def _read(folder: Path, file: str) -> bytes:
-    if "/" in file or file.startswith("."):
-        raise KnowledgeBroken(folder, "its manifest names a file outside of it")
-    try:
-        return (folder / file).read_bytes()
-    except OSError as error:
-        raise KnowledgeBroken(folder, f"{file} can't be read ({type(error).__name__})") from None
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
