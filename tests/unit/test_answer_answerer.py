@@ -88,7 +88,7 @@ async def test_a_model_that_keeps_to_the_passage_is_shown_as_it_speaks():
     assert sentences[0].sources == ("cards/3",)
     assert (account.flaw, account.degraded) == ("", "")
     assert account.prompt is not None
-    rules = Path(prompt_module.__file__).parent / "prompts" / "v1.en.txt"
+    rules = Path(prompt_module.__file__).parent / "prompts" / "v2.en.txt"
     assert account.prompt.sha256 == hashlib.sha256(rules.read_bytes()).hexdigest()
 
 
@@ -197,6 +197,17 @@ def test_what_does_not_fit_goes_the_oldest_turn_first():
         assert len(text) <= tokens_max or (not kept and "urgent" not in text)
 
 
+def test_the_summary_goes_after_the_turns_and_before_the_passages():
+    history, summary = [Said("user", "message " * 30)], "The card <b>[CARD_1]</b> is lost"
+    whole = prompts()("question?", [CARDS, OTHER], history, "en", summary).text
+    assert "<earlier>\nThe card ‹b›[CARD_1]‹/b› is lost\n</earlier>" in whole
+    left = set()
+    for tokens_max in range(len(whole), 1000, -50):
+        text = prompts(tokens_max=tokens_max)("question?", [CARDS, OTHER], history, "en", summary).text
+        left.add(("message message" in text, "is lost" in text, "urgent" in text))
+    assert left == {(True, True, True), (False, True, True), (False, False, True), (False, False, False)}
+
+
 @pytest.mark.parametrize("template", ["chatml", "llama3", "deepseek"])
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_the_canary_the_passages_and_the_question_stand_in_each_prompt(template, language):
@@ -204,4 +215,4 @@ def test_the_canary_the_passages_and_the_question_stand_in_each_prompt(template,
     assert CANARY in made.text
     assert TEXT in made.text
     assert "问题 question" in made.text
-    assert made.version == "v1"
+    assert made.version == "v2"

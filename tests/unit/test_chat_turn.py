@@ -268,6 +268,14 @@ async def test_a_person_answers_and_gives_back():
     assert talk.respond.agent(AgentReply("a-2", "talk", "ben", "", NOW_MS, True), back.conversation) is None
 
 
+async def test_who_takes_over_reads_what_led_to_the_question():
+    talk = Talk()
+    await talk.says("My card 4111 1111 1111 1111 does not arrive in Lisbon.")
+    await talk.says("Hello?", sent_ms=NOW_MS + 60_000)
+    turned = await talk.says("I want to talk to a person", sent_ms=NOW_MS + 120_000)
+    assert turned.handed.summary == "My card [CARD] does not arrive in Lisbon.\nI want to talk to a person"
+
+
 async def test_a_conversation_forgets_its_oldest_turns_and_their_values():
     talk = Talk()
     await talk.says("my card 4111 1111 1111 1111, a new one costs what?")

@@ -14,7 +14,8 @@ from services.chat.knowledge.importer import Import, import_folder, read_folder
 from services.chat.knowledge.passages import sentences, width
 from services.chat.knowledge.settings import KnowledgeSettings
 from services.chat.knowledge.suspicious import suspicious
-from services.chat.knowledge.tokens import language_of, tokens
+from services.chat.knowledge.tokens import tokens
+from services.chat.understanding import language_of
 
 SETTINGS = KnowledgeSettings.model_validate({"file_bytes_max": 200_000})
 CARD = "## Lost card\nFreeze the card at once. A new card costs EUR 8.\n"

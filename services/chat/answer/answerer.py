@@ -34,6 +34,7 @@ _DOES_NOT_KNOW = re.compile(r"\b(?:do not|don't) know\b|不知道", re.IGNORECAS
 class Turn:
     """What is answered; everything in it is masked.
 
+    summary: of what was said before `history`.
     values: the placeholders that were given; another one in an answer is made up.
     """
 
@@ -41,6 +42,7 @@ class Turn:
     language: Language
     hits: Sequence[Hit]
     history: Sequence[Said] = ()
+    summary: str = ""
     values: frozenset[str] = frozenset()
 
 
@@ -96,7 +98,7 @@ class Answerer:
     async def _generated(self, turn: Turn, account: Account) -> AsyncGenerator[Sentence, None]:
         assert self._generator is not None
         assert self._prompts is not None
-        account.prompt = self._prompts(turn.question, turn.hits, turn.history, turn.language)
+        account.prompt = self._prompts(turn.question, turn.hits, turn.history, turn.language, turn.summary)
         count = 0
         try:
             pieces = self._generator(account.prompt.text, tokens_max=_TOKENS_MAX)

@@ -11,7 +11,7 @@ from typing import Literal
 
 from services.chat.domain import Hit, Language
 
-VERSION = "v1"
+VERSION = "v2"
 Template = Literal["chatml", "llama3", "deepseek"]
 
 _FOLDER = Path(__file__).parent / "prompts"
@@ -55,7 +55,7 @@ class Prompts:
         template: how the family tells turns apart.
         canary: a word that stands in the rules and nowhere else; whoever sees it in an answer sees the rules.
         tokens_of: how many tokens a text has.
-        tokens_max: of a prompt; the oldest turns are left out first.
+        tokens_max: of a prompt; the oldest turns are left out first, then the summary of those before.
     """
 
     def __init__(
@@ -74,26 +74,40 @@ class Prompts:
         return self._template == "deepseek"
 
     def __call__(
-        self, question: str, hits: Sequence[Hit], history: Sequence[Said], language: Language
+        self,
+        question: str,
+        hits: Sequence[Hit],
+        history: Sequence[Said],
+        language: Language,
+        summary: str = "",
     ) -> Prompt:
-        """The prompt for a question; passages and turns are left out, the last first, until it fits."""
+        """The prompt for a question, made to fit: turns are left out first, then the summary, then passages.
+
+        summary: of what was said before `history`.
+        """
         rules = self._rules[language]
         sha256 = hashlib.sha256(rules.encode()).hexdigest()
         kept, said = list(hits), list(history)
         while True:
-            text = self._rendered(rules, question, kept, said)
-            if self._tokens_of(text) <= self._tokens_max or not (said or len(kept) > 1):
+            text = self._rendered(rules, question, kept, said, summary)
+            if self._tokens_of(text) <= self._tokens_max or not (said or summary or len(kept) > 1):
                 return Prompt(text, VERSION, sha256)
             if said:
                 del said[0]
+            elif summary:
+                summary = ""
             else:
                 kept.pop()
 
-    def _rendered(self, rules: str, question: str, hits: Sequence[Hit], history: Sequence[Said]) -> str:
+    def _rendered(
+        self, rules: str, question: str, hits: Sequence[Hit], history: Sequence[Said], summary: str
+    ) -> str:
         passages = "\n".join(
             f'<passage id="{_inert(hit.passage.id)}">\n{_inert(hit.passage.text)}\n</passage>' for hit in hits
         )
         system = rules.format(canary=self._canary, passages=passages)
+        if summary:
+            system += f"\n<earlier>\n{_inert(summary)}\n</earlier>"
         turns = [("system", system), *((each.role, _inert(each.text)) for each in history)]
         turns.append(("user", _inert(question)))
         rendered = "".join(

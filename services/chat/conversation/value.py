@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from services.chat.conversation.summary import summary_of
 from services.chat.domain import PLACEHOLDER, Language
 from weir.errors import IntegrityError
 
@@ -21,6 +22,8 @@ VALUES_MAX = 400
 SENT_MAX = 100
 # A customer who sends an event again does so soon.
 EVENTS_MAX = 64
+# Of the turns that are not kept.
+SUMMARY_CHARS_MAX = 600
 
 Role = Literal["customer", "bank", "agent"]
 
@@ -46,6 +49,7 @@ class Conversation(msgspec.Struct, frozen=True, array_like=True):
     with_person: whether a person answers. unanswered: questions in a row that the knowledge did not answer.
     sent_ms: when its last messages were sent, oldest first, ms since the epoch.
     touched_ms: when it was last worked on, ms since the epoch.
+    summary: of the customer's turns that are not kept any more; masked.
     """
 
     customer_id: str = ""
@@ -58,9 +62,15 @@ class Conversation(msgspec.Struct, frozen=True, array_like=True):
     unanswered: int = 0
     sent_ms: tuple[int, ...] = ()
     touched_ms: int = 0
+    summary: str = ""
 
     def __repr__(self) -> str:
         return f"Conversation({len(self.turns)} turns, with_person={self.with_person})"
+
+    def summed_up(self, *, turns_left_out: int, chars_max: int) -> str:
+        """What the customer said before the last `turns_left_out` turns; for a model or a person."""
+        older = self.turns[: len(self.turns) - turns_left_out]
+        return summary_of(self.summary, [turn.text for turn in older if turn.role == "customer"], chars_max)
 
     def has_seen(self, event_id: str) -> bool:
         """Whether the event was worked on."""
@@ -68,7 +78,12 @@ class Conversation(msgspec.Struct, frozen=True, array_like=True):
 
     def said(self, event_id: str, values: Mapping[str, str], *turns: Said) -> "Conversation":
         """With these turns more, and the event worked on; the oldest are let go, and values with them."""
-        kept = (*self.turns, *turns)[-TURNS_MAX:]
+        whole = (*self.turns, *turns)
+        kept, gone = whole[-TURNS_MAX:], whole[:-TURNS_MAX]
+        summary = self.summary
+        if gone:
+            lost = [turn.text for turn in gone if turn.role == "customer"]
+            summary = summary_of(summary, lost, SUMMARY_CHARS_MAX)
         named = {name for turn in kept for name in PLACEHOLDER.findall(turn.text)}
         newest = [name for name in values if name in named][-VALUES_MAX:]
         return msgspec.structs.replace(
@@ -76,6 +91,7 @@ class Conversation(msgspec.Struct, frozen=True, array_like=True):
             turns=kept,
             events=(*self.events, event_id)[-EVENTS_MAX:],
             values={name: values[name] for name in newest},
+            summary=summary,
             touched_ms=max([self.touched_ms, *(turn.at_ms for turn in turns)]),
         )
 

@@ -15,7 +15,7 @@ from services.chat.knowledge.errors import ImportRefused, KnowledgeMissing
 from services.chat.knowledge.settings import KnowledgeSettings
 from services.chat.knowledge.store import Store
 from services.chat.knowledge.stores import store_of
-from services.chat.knowledge.tokens import language_of
+from services.chat.understanding import language_of
 from weir.clock import now_ms
 
 if TYPE_CHECKING:

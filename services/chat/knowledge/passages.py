@@ -9,7 +9,8 @@ from services.chat.domain import Passage
 from services.chat.knowledge.about import about
 from services.chat.knowledge.errors import DocumentRefused
 from services.chat.knowledge.read import Block, Read
-from services.chat.knowledge.tokens import is_han, language_of, tokens
+from services.chat.knowledge.tokens import is_han, tokens
+from services.chat.understanding import language_of
 
 # A single sentence beyond this is a broken file, not language.
 _SENTENCE_CHARS_MAX = 4000

@@ -16,10 +16,12 @@ from services.chat.domain import Language
 
 # What is seen by words, and what by meaning too. All are free of the size of the knowledge.
 BY_WORDS = ("overlap", "strength", "gap", "title_overlap", "unknown", "words")
-BY_BOTH = (*BY_WORDS, "cosine", "cosine_gap", "cosine_lift")
+BY_BOTH = (*BY_WORDS, "cosine", "cosine_gap", "cosine_lift", "cosine_score")
 
 # From this rank on a passage of a large knowledge is taken as beside the question.
 _FAR = 10
+# Of cosines; a few passages may lie close together by chance.
+_SPREAD_MIN = 1e-3
 _SHIPPED = Path(__file__).parent / "relevance.json"
 
 
@@ -103,6 +105,9 @@ def seen(
         made["cosine"] = cosines.get(row, 0.0)
         made["cosine_gap"] = cosines.get(row, 0.0) - max(others, default=0.0)
         # An encoder's cosines lie in a narrow band, another one for each question: against the far ones.
-        far = sorted(cosines.values(), reverse=True)[_FAR:]
-        made["cosine_lift"] = cosines.get(row, 0.0) - (sum(far) / len(far) if far else 0.0)
+        far = np.array(sorted(cosines.values(), reverse=True)[_FAR:])
+        lift = cosines.get(row, 0.0) - (float(far.mean()) if len(far) else 0.0)
+        made["cosine_lift"] = lift
+        # The same in standard deviations of the far ones, by tens.
+        made["cosine_score"] = lift / max(float(far.std()), _SPREAD_MIN) / 10 if len(far) else 0.0
     return made

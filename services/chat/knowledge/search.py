@@ -7,7 +7,7 @@ import bm25s
 import numpy as np
 from numpy.typing import NDArray
 
-from services.chat.domain import Encoder, Hit, Language, Passage
+from services.chat.domain import Encoder, Hit, Language, Passage, without_placeholders
 from services.chat.knowledge.errors import KnowledgeStoreAway
 from services.chat.knowledge.relevance import Asked, Relevance, seen, shipped
 from services.chat.knowledge.store import Content, Knowledge
@@ -207,7 +207,7 @@ class HybridRetriever:
         if self._fitted_only and self._encoder_name not in self._relevance.by_language[language]:
             return None, "encoder_not_fitted"
         try:
-            vector = (await self._encoder([question]))[0]
+            vector = (await self._encoder([without_placeholders(question)]))[0]
             found = await vectors.nearest(vector, count=_DEPTH, now_ms=now_ms)
         except (ModelError, KnowledgeStoreAway) as error:
             log.warning("retrieval_degraded", reason=error.degraded_reason)

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import Stemmer
 
-from services.chat.domain import PLACEHOLDER, Language
+from services.chat.domain import PLACEHOLDER
 
 # Han, with the extensions that names and places use.
 _HAN = r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
@@ -59,12 +59,6 @@ def stem(word: str) -> str:
 def fold(text: str) -> str:
     """The text in one form: full width as half width, lower case, curly apostrophes straight."""
     return unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
-
-
-def language_of(text: str) -> Language:
-    """Chinese when at least every sixth letter is Han, else English."""
-    letters = sum(character.isalpha() for character in text)
-    return "zh" if letters and 6 * len(_HAN_CHAR.findall(text)) >= letters else "en"
 
 
 def is_han(character: str) -> bool:

@@ -296,7 +296,8 @@ class _Answering:
             Prompted("user" if turn.role == "customer" else "assistant", turn.text)
             for turn in self.before.turns[-_HISTORY_TURNS:]
         ]
-        turn = Turn(text, language, self.trail.hits, history, frozenset(self.trail.masked.values))
+        summary = self.before.summed_up(turns_left_out=_HISTORY_TURNS, chars_max=_SUMMARY_CHARS_MAX)
+        turn = Turn(text, language, self.trail.hits, history, summary, frozenset(self.trail.masked.values))
         async with aclosing(self.to._answerer(turn, account)) as sentences:
             async for sentence in sentences:
                 for good in self._allowed([sentence]):
@@ -365,5 +366,8 @@ class _Answering:
         question = self.trail.masked.text
         suggested = passage_sentences(question, self.trail.hits) if self.trail.hits else []
         transcript = after.turns[-2:] if reason is Reason.CONTINUED else after.turns
-        summary = question[:_SUMMARY_CHARS_MAX]
+        # The question last and whole; before it what led to it.
+        asked = question[:_SUMMARY_CHARS_MAX]
+        earlier = self.before.summed_up(turns_left_out=0, chars_max=_SUMMARY_CHARS_MAX)
+        summary = "\n".join(part for part in (earlier, asked) if part)
         return Handed(reason, self.understanding.urgency, summary, transcript, self._allowed(suggested))

@@ -9,6 +9,9 @@ TEXT_CHARS_MAX = 4_000
 """Characters that are read: a message of megabytes costs no more than a long one."""
 
 
+_LETTERS_A_HAN = 6
+
+
 class Script(StrEnum):
     """What most of a text's letters belong to."""
 
@@ -24,7 +27,10 @@ def bounded(text: str) -> str:
 
 
 def script_of(text: str) -> Script:
-    """The script of most letters; masked spans such as `[CARD_1]` do not count. Han wins a tie."""
+    """The script that most is said in; masked spans such as `[CARD_1]` do not count.
+
+    A Han letter says as much as a word: each counts as six letters.
+    """
     han = latin = other = 0
     for char in PLACEHOLDER.sub(" ", bounded(text)):
         if not char.isalpha():
@@ -36,12 +42,11 @@ def script_of(text: str) -> Script:
             latin += 1
         else:
             other += 1
-    most = max(han, latin, other)
-    if most == 0:
+    if not (letters := han + latin + other):
         return Script.NONE
-    if han == most:
+    if _LETTERS_A_HAN * han >= letters:
         return Script.HAN
-    return Script.LATIN if latin == most else Script.OTHER
+    return Script.LATIN if latin >= other else Script.OTHER
 
 
 def language_of(text: str) -> Language:
