@@ -225,10 +225,10 @@ class Stack:
         from services.chat.knowledge.settings import KnowledgeSettings
 
         folder = layout.ROOT / KnowledgeSettings.load(self.paths.config).folder
-        if (folder / "current").is_file():
+        if (folder / "current").is_file() and not _is_old_starter(folder):
             return f"what is in use in {folder}"
         if layout.STARTER_KNOWLEDGE.is_dir():
-            await asyncio.to_thread(shutil.copytree, layout.STARTER_KNOWLEDGE, folder, dirs_exist_ok=True)
+            await asyncio.to_thread(_copy_starter, folder)
             return "starter set"
         command = [sys.executable, "-m", "weir", "knowledge", "import"]
         child = await spawn(command, service_env(self.paths, {}), layout.ROOT)
@@ -290,6 +290,26 @@ class Stack:
             start_deadline_s=start_deadline_s,
             stop_grace_s=stop_grace_s,
         )
+
+
+# Beside the versions: the name of the one that a start has put there.
+_STARTER_MARK = "starter"
+
+
+def _is_old_starter(folder: Path) -> bool:
+    """Whether nothing but the starter set of an earlier set-up is there."""
+    mark, fresh = folder / _STARTER_MARK, layout.STARTER_KNOWLEDGE / "current"
+    if not (mark.is_file() and fresh.is_file()):
+        return False
+    names = [path.name for path in folder.iterdir() if path.is_dir()]
+    return names == [mark.read_text(encoding="ascii")] != [fresh.read_text(encoding="ascii").strip()]
+
+
+def _copy_starter(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(layout.STARTER_KNOWLEDGE, folder)
+    name = (folder / "current").read_text(encoding="ascii").strip()
+    (folder / _STARTER_MARK).write_text(name, encoding="ascii")
 
 
 def language_models(settings: StackSettings) -> list[Path]:

@@ -145,6 +145,7 @@ async def open_worker(
         knowledge = LiveRetriever(
             store,
             encoder,
+            encoder_name=knowledge_settings.encoder or None,
             relevance_min=knowledge_settings.relevance_min,
         )
         bank = None

@@ -114,7 +114,7 @@ async def test_a_sentence_is_handed_out_before_the_next_is_written():
         ("Your card [CARD_9] can be frozen in the app.", 0, "placeholder"),
         ("I do not know.", 0, "does_not_know"),
         ("您可以在应用中冻结卡片。", 0, "words"),
-        ("A frozen card takes no payments. " * 40, 6, "too_long"),
+        ("A frozen card takes no payments. " * 40, 1, "too_long"),
         ("   \n\n ", 0, ""),
         ("", 0, ""),
         ("\ufffd\ufffd\ufffd.", 0, "empty"),

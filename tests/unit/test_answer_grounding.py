@@ -82,6 +82,9 @@ UNSUPPORTED = [
     ("境内转账不免费。", Flaw.NEGATION),
     ("加急补卡收费50元。", Flaw.FACT),
     ("我们推荐您购买股票基金。", Flaw.WORDS),
+    # As a small model has said it: the amount stands in the passage, for something else.
+    ("境内转账免费五十元，二十分钟内到账。", Flaw.FACT),
+    ("Lost cards are replaced within five working days; the replacement costs 7.50 EUR.", Flaw.FACT),
     ("境内转账免费，还送您一张电影票和一份礼品。", Flaw.WORDS),
 ]
 

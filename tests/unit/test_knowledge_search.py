@@ -82,6 +82,15 @@ async def test_an_encoder_that_was_not_fitted_for_a_language_is_not_asked_for_it
     assert found.degraded == "encoder_not_fitted"
 
 
+async def test_vectors_of_another_encoder_are_not_compared():
+    vectors = await Meanings()([each.text for each in PASSAGES])
+    content = Content(PASSAGES, {}, (), "stand-in", vectors)
+    retriever = HybridRetriever(content, Meanings(), encoder_name="another", relevance=ANY)
+    found = await retriever.find("is cash free", "en", count=1, now_ms=NOW)
+    assert found.degraded == "other_encoder"
+    assert [hit.passage.document for hit, _ in found.nearest] == ["fees"]
+
+
 async def test_a_question_is_answered_in_its_own_language():
     retriever = await hybrid()
     assert not await retriever("冻结银行卡", "en", count=5, now_ms=NOW)

@@ -1,5 +1,7 @@
 """Which of the converted models the embedded stack asks its Triton for."""
 
+import shutil
+
 import pytest
 
 from infra.local import layout, stack
@@ -49,3 +51,29 @@ def test_what_set_up_has_not_made_is_not_asked_for(monkeypatch, converted):
     for name in ("ENCODER_MODELS", "LLM_MODELS"):
         converted[name].rmdir()
     assert language_models(StackSettings()) == []
+
+
+def test_a_starter_set_of_an_earlier_set_up_is_replaced_and_nothing_else(monkeypatch, tmp_path):
+    starter, folder = tmp_path / "starter", tmp_path / "knowledge"
+    monkeypatch.setattr(layout, "STARTER_KNOWLEDGE", starter)
+
+    def made(name: str) -> None:
+        shutil.rmtree(starter, ignore_errors=True)
+        (starter / name).mkdir(parents=True)
+        (starter / "current").write_text(f"{name}\n")
+
+    made("1-aaaaaaaaaaaa")
+    stack._copy_starter(folder)
+    assert not stack._is_old_starter(folder)
+    made("1-bbbbbbbbbbbb")
+    assert stack._is_old_starter(folder)
+    # Somebody has imported a version of his own.
+    (folder / "2-cccccccccccc").mkdir()
+    assert not stack._is_old_starter(folder)
+    (folder / "2-cccccccccccc").rmdir()
+    stack._copy_starter(folder)
+    assert (folder / "current").read_text() == "1-bbbbbbbbbbbb\n"
+    assert not (folder / "1-aaaaaaaaaaaa").exists()
+    (folder / "starter").unlink()
+    made("1-dddddddddddd")
+    assert not stack._is_old_starter(folder)

@@ -87,8 +87,10 @@ class Answerer:
         if turn.hits and self._generator is not None and self._prompts is not None:
             async with aclosing(self._generated(turn, account)) as sentences:
                 async for sentence in sentences:
-                    said.add(_plain(sentence.text))
-                    yield sentence
+                    # A small model says things twice.
+                    if (plain := _plain(sentence.text)) not in said:
+                        said.add(plain)
+                        yield sentence
             if said and not (account.flaw or account.degraded):
                 return
         for sentence in passage_sentences(turn.question, turn.hits, self._stem):

@@ -1,6 +1,6 @@
 """Whether a sentence is borne out by passages: nothing in it may be made up, turned round or left unsaid.
 
-    sentence ──▶ its facts in one passage? ──▶ its words? ──▶ does it deny what that says?
+    sentence ─▶ its facts in one passage? ─▶ its words? ─▶ does it deny that? ─▶ each fact by its own words?
 
 A check of words and facts, not of meaning: what it lets through stands in the passage in the same words. It
 refuses some sentences that are right; then the passage's own sentence is shown.
@@ -18,6 +18,8 @@ from services.chat.domain import Passage
 
 # Of a sentence's words that must stand in the passage; in the clause that is nearest some fewer.
 OVERLAP_MIN, CLAUSE_OVERLAP_MIN = 0.8, 0.5
+# Of the words around a fact that must stand around it in the passage.
+PART_OVERLAP_MIN = 0.5
 
 _WORD = re.compile(r"[A-Za-zÀ-ɏ]+(?:['’][a-z]+)?|[\u4e00-\u9fff]+")
 _NEGATION = re.compile(
@@ -35,6 +37,7 @@ _STOP = frozenset(
     )
 )
 _HAN_STOP = "的了吗呢吧啊您你我们在是和与及或就都也可以请会能将被把让给对到从"
+_COMMA = re.compile(r"[，；：、]|[,;:](?!\d)")
 _NAME = re.compile(r"(?<=[a-z,;] )[A-Z][a-z]{2,}")
 
 
@@ -116,7 +119,20 @@ def _flaw(said: _Read, whole: _Read, stem: Stem) -> Flaw | None:
         return Flaw.WORDS
     if _denials(said.text) != _denials(nearest.text):
         return Flaw.NEGATION
+    there = [_read(part, stem) for part in _parts(whole.text)]
+    for part in (_read(each, stem) for each in _parts(said.text)):
+        # A number may stand in the passage and belong to something else.
+        if part.facts and not any(
+            part.facts <= other.facts and _overlap(part.words, other.words) >= PART_OVERLAP_MIN
+            for other in there
+        ):
+            return Flaw.FACT
     return None
+
+
+def _parts(text: str) -> list[str]:
+    """Between commas and full stops; the comma in a number divides nothing."""
+    return [part for sentence in sentences_of(text) for part in _COMMA.split(sentence) if part.strip()]
 
 
 def content_words(text: str, stem: Stem = str.lower) -> set[str]:

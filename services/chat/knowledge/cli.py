@@ -215,7 +215,11 @@ def search_(
         async with _encoders(settings) as encoders:
             asked = encoders.asked if encoders is not None else None
             retriever = HybridRetriever(
-                store.open(name), asked, indexes=store.indexes(name), relevance_min=settings.relevance_min
+                store.open(name),
+                asked,
+                indexes=store.indexes(name),
+                encoder_name=settings.encoder or None,
+                relevance_min=settings.relevance_min,
             )
             return await retriever.find(question, spoken, count=count, now_ms=now_ms())
 

@@ -16,9 +16,16 @@ class LiveRetriever:
     """Searches the version in use; a switch is seen with the next question, a broken one changes nothing."""
 
     def __init__(
-        self, store: Store, encoder: Encoder | None = None, *, relevance_min: float | None = None
+        self,
+        store: Store,
+        encoder: Encoder | None = None,
+        *,
+        encoder_name: str | None = None,
+        relevance_min: float | None = None,
     ) -> None:
-        self._store, self._encoder, self._relevance_min = store, encoder, relevance_min
+        """See `HybridRetriever`."""
+        self._store, self._encoder, self._encoder_name = store, encoder, encoder_name
+        self._relevance_min = relevance_min
         self._retriever: HybridRetriever | None = None
         self._loading = asyncio.Lock()
         self._refused: str | None = None
@@ -67,5 +74,6 @@ class LiveRetriever:
             self._store.open(name),
             self._encoder,
             indexes=self._store.indexes(name),
+            encoder_name=self._encoder_name,
             relevance_min=self._relevance_min,
         )

@@ -132,6 +132,7 @@ class HybridRetriever:
         encoder: Encoder | None = None,
         *,
         indexes: Mapping[Language, VectorIndex] | None = None,
+        encoder_name: str | None = None,
         relevance: Relevance | None = None,
         relevance_min: float | None = None,
         fitted_only: bool = True,
@@ -139,6 +140,7 @@ class HybridRetriever:
         """encoder: for questions, the one that made the version's vectors; None searches by words alone.
 
         indexes: what finds passages by their vectors, where the knowledge does not bring the vectors.
+        encoder_name: of `encoder`; where the version's vectors are another's, it is searched by words alone.
         fitted_only: a language for which this encoder's relevance was not fitted is searched by words alone:
         an encoder that does not know the language ruins what the words find. False is for fitting.
         """
@@ -148,6 +150,9 @@ class HybridRetriever:
         self._encoder = encoder
         self._fitted_only = fitted_only
         self._encoder_name = content.encoder
+        self._is_other = (
+            encoder_name is not None and bool(content.encoder) and encoder_name != content.encoder
+        )
         self._words: dict[Language, WordIndex] = {}
         self._vectors: dict[Language, VectorIndex] = dict(indexes or {})
         self._rows: dict[str, int] = {}
@@ -204,6 +209,8 @@ class HybridRetriever:
         vectors = self._vectors.get(language)
         if vectors is None or self._encoder is None:
             return None, "" if self._encoder is None and not self._vectors else "no_vectors"
+        if self._is_other:
+            return None, "other_encoder"
         if self._fitted_only and self._encoder_name not in self._relevance.by_language[language]:
             return None, "encoder_not_fitted"
         try:
