@@ -64,11 +64,16 @@ def train_risk(
     """Train the payment fraud model and put it into the model repository."""
     from services.training import train as training
     from services.training.card import figures_table
+    from services.training.prepare.leaks import find_leaks
     from services.training.repository import ModelRepository
+    from weir.features.offline import features_of
+    from weir.features.payments import FEATURES
 
     settings = TrainingSettings.load()
     with _step("reading events and computing features"):
         table = _table(data, settings, Protocol.LATER)
+    with _step("looking for features that know the future"):
+        find_leaks(table.events, features_of, FEATURES, whole=table.x).require_none()
     with _step("fitting and measuring"):
         folder, about = training.train_risk(
             table,

@@ -59,6 +59,7 @@ INSTALLED: dict[str, tuple[Command, ...]] = {
     "chat": (Command("chat", "Write to the bank as a customer, and watch the answer.", EVENTS, single=True),),
     "desk": (Command("desk", "Conversations for a person: see them, answer them.", EVENTS),),
     "replay": (Command("replay", "Decide past events again, and compare.", EVENTS, single=True),),
+    "data": (Command("data", "A bank's events before a model sees them.", MODELS),),
     "train": (Command("train", "Make a model from labelled events.", MODELS),),
     "evaluate": (Command("evaluate", "Measure a model, or a baseline, on labelled events.", MODELS),),
     "models": (Command("models", "The models in the repository: list them, check them.", MODELS),),
