@@ -1,7 +1,5 @@
 """Events that keep the contract, sorted, in a new folder; the others beside them with the reason."""
 
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ import pyarrow.parquet as pq
 
 from services.training.errors import TrainingError
 from services.training.prepare.contract import judge
+from services.training.prepare.fresh import fresh_folder
 from services.training.prepare.lake import COLUMNS, Lake
 
 _ORDER = {"transactions": "event_time, event_id", "labels": "reported_time, event_id, is_fraud"}
@@ -35,12 +34,8 @@ def clean(lake: Lake, target: Path, *, now_ms: int) -> Cleaned:
     Raises:
         TrainingError: `target` exists. OSError: the disk is full; nothing is left.
     """
-    if target.exists():
-        raise TrainingError(f"{target} exists. Name another folder, or remove it.")
     judge(lake, now_ms)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
+    with fresh_folder(target) as fresh:
         kept, taken_out = {}, {}
         for kind, wanted in COLUMNS.items():
             names = lake.columns(kind)
@@ -52,11 +47,6 @@ def clean(lake: Lake, target: Path, *, now_ms: int) -> Cleaned:
                 "ORDER BY file, row"
             )
             taken_out[kind] = _write_bad(lake.batches(bad), fresh / f"quarantine-{kind}.parquet")
-        fresh.chmod(0o755)
-        fresh.rename(target)
-    except BaseException:  # told onwards: no half of a folder stays, whatever ended it
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
     return Cleaned(kept, taken_out)
 
 

@@ -1,5 +1,6 @@
 """`weir data`: a bank's events checked, cleaned, looked at, and their features searched for leaks."""
 
+import asyncio
 import hashlib
 import json
 import time
@@ -47,6 +48,25 @@ def validate_(folder: Folder, memory: Memory = 1024, as_json: AsJson = False) ->
         )
     if not as_json:
         typer.echo("Every row keeps the contract.")
+
+
+@app.command("collect")
+def collect_(
+    out: Annotated[Path, typer.Option("--out", help="A new folder.")], as_json: AsJson = False
+) -> None:
+    """Write the payments and labels that Kafka holds into a folder."""
+    from services.training.prepare.collect import collect
+    from weir.streams.neighbours import Connections
+
+    done = asyncio.run(collect(Connections.load(), out))
+    if as_json:
+        typer.echo(
+            json.dumps({"rows": done.rows, "unreadable": done.unreadable, "ends": done.ends}, indent=2)
+        )
+        return
+    typer.echo(f"{out}: {done.rows['transactions']:,} payments, {done.rows['labels']:,} labels")
+    for reason, count in sorted(done.unreadable.items()):
+        typer.echo(f"not readable: {reason}: {count:,}, in quarantine-collect.parquet")
 
 
 @app.command("clean")
