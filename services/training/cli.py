@@ -36,6 +36,7 @@ class Protocol(StrEnum):
 
     LATER = "later"
     HANDBOOK = "handbook"
+    PRECEDING = "preceding"
 
 
 @train.callback()
@@ -152,7 +153,10 @@ def evaluate_risk(
     ],
     data: Data,
     protocol: Annotated[
-        Protocol, typer.Option(help="later: the last week. handbook: the Handbook's test week.")
+        Protocol,
+        typer.Option(
+            help="later: the last week. handbook: its weeks. preceding: its test week, all before it."
+        ),
     ] = Protocol.LATER,
     seed: Seed = 7,
     quick: Quick = False,
@@ -257,8 +261,9 @@ def _table(data: Path, settings: TrainingSettings, protocol: Protocol) -> "Table
     from weir.features.payments import DEFAULT, FEATURES
 
     events = read_events(data)
-    if protocol is Protocol.HANDBOOK:
-        parts = split.handbook()
+    if protocol is not Protocol.LATER:
+        handbook = protocol is Protocol.HANDBOOK
+        parts = split.handbook() if handbook else split.handbook_preceding(int(events.event_ms[0]))
         if not parts.test.rows(events.event_ms).any():
             raise TrainingError(f"{data} has no payments in {parts.test}, the Handbook's test week.")
     else:

@@ -1,7 +1,7 @@
 """The additive model as one ONNX graph: contributions, logit and calibrated probability from one pass.
 
     features (n, F) ──TreeEnsembleRegressor──▶ contributions (n, F)
-    contributions ──ReduceSum, + base_logit──▶ logit (n, 1) ──beta calibration──▶ probability (n, 1)
+    contributions ──Pad, ReduceSum, + base_logit──▶ logit (n, 1) ──beta calibration──▶ probability (n, 1)
 
 Each table of one feature, or of a pair, is one balanced tree, whose leaves write each feature's share to that
 feature's own target. So the regressor's output is the contributions, and many boosted trees become a few.
@@ -22,6 +22,8 @@ from services.training.additive import AdditiveModel, Table
 OPSET, OPSET_ML, IR_VERSION = 17, 3, 8
 INPUT = "features"
 OUTPUTS = ("logit", "probability", "contributions")
+# A row is added up in whole vector registers: else the order of its sum depends on where it lies in a batch.
+_LANES = 16
 
 
 @dataclass(slots=True)
@@ -127,7 +129,8 @@ def to_onnx(model: AdditiveModel, *, name: str, feature_spec: str) -> onnx.Model
                 name="reasons",
                 **forest.attributes(width),
             ),
-            helper.make_node("ReduceSum", ["contributions", "axis"], ["moved"], keepdims=1, name="sum"),
+            helper.make_node("Pad", ["contributions", "pads"], ["padded"], name="pad"),
+            helper.make_node("ReduceSum", ["padded", "axis"], ["moved"], keepdims=1, name="sum"),
             helper.make_node("Add", ["moved", "base_logit"], ["logit"], name="logit"),
             # ln p = -softplus(-logit) and ln(1 - p) = -softplus(logit): no overflow at either end.
             helper.make_node("Neg", ["logit"], ["negated"], name="negate"),
@@ -148,6 +151,7 @@ def to_onnx(model: AdditiveModel, *, name: str, feature_spec: str) -> onnx.Model
         ],
         initializer=[
             helper.make_tensor("axis", TensorProto.INT64, [1], [1]),
+            helper.make_tensor("pads", TensorProto.INT64, [4], [0, 0, 0, -width % _LANES]),
             constant("base_logit", model.base_logit),
             constant("minus_a", -calibration.a),
             constant("b", calibration.b),

@@ -80,7 +80,12 @@ class Recipe:
     left_out: tuple[str, ...] = ("amount_log",)
     # More reported fraud does not speak for a payment, however few terminals were all fraud in training. Left
     # free is the longest window: against the shorter ones it says that the fraud is over.
-    rising: tuple[str, ...] = ("account_fraud_count_30d", "terminal_risk_1d", "terminal_risk_7d")
+    rising: tuple[str, ...] = (
+        "account_fraud_count_30d",
+        "terminal_risk_1d",
+        "terminal_risk_7d",
+        "terminal_risk_since_fraud",
+    )
 
     def quick(self) -> "Recipe":
         """A coarser fit, within seconds: to try things out."""

@@ -96,6 +96,17 @@ def handbook() -> Split:
     return Split(_window(day - 14, day - 7), train, train, _window(day + 14, day + 21))
 
 
+def handbook_preceding(first_ms: int) -> Split:
+    """The Handbook's test week, judged by a model of everything that precedes it.
+
+    Trained from the first payment to 2018-07-31, whose labels are known when 2018-08-08 begins; rounds and
+    pairs are chosen on 2018-07-25..31 by a candidate of what was known a delay before that.
+    """
+    plan, first = handbook(), first_ms // DAY_MS * DAY_MS
+    tune = Window(first, plan.train.start_ms - 7 * DAY_MS)
+    return Split(tune, plan.train, Window(first, plan.train.end_ms), plan.test)
+
+
 def without_known_cards(events: Events, test: Window, known_from_ms: int) -> Bools:
     """(n,) bool: rows of `test` whose account had no fraud since `known_from_ms` reported before that day.
 

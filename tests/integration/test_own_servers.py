@@ -30,6 +30,7 @@ from weir.client.connection import one_line, partitions_of
 from weir.config import KeyServiceSettings, TopicSettings, TritonSettings
 from weir.crypto.keyring import Keyring
 from weir.errors import AccessDenied, ExitCode, NeighbourUnavailable, WeirError
+from weir.features.spec import FEATURES
 from weir.inference import ModelClient, ModelUnavailable
 from weir.kafka_options import client_options, connect
 
@@ -389,7 +390,7 @@ async def test_triton_takes_nobody_else(own, other_authority, wrong):
     async with ModelClient(settings, "risk", "1", **options) as triton:
         assert not await triton.ready()
         with pytest.raises(ModelUnavailable) as error:
-            await triton.score(np.zeros((1, 28), np.float32))
+            await triton.score(np.zeros((1, len(FEATURES)), np.float32))
     assert "\n" not in str(error.value)
     if wrong == "ca":
         assert "TLS failed (CERTIFICATE_VERIFY_FAILED); check tls, ssl_ca" in str(error.value)

@@ -139,4 +139,10 @@ class SlowState:
             fraud = sum(last - days < at // DAY_MS <= last and at >= oldest for at in where.frauds)
             features[f"terminal_count_{days}d"] = count
             features[f"terminal_risk_{days}d"] = min(fraud, count) / count if count else 0
+        known = [at // DAY_MS for at in where.frauds if last - 30 < at // DAY_MS <= last and at >= oldest]
+        never = self.spec.label_delay_days + 31
+        features["terminal_fraud_first_days"] = hour // 24 - min(known) if known else never
+        features["terminal_fraud_last_days"] = hour // 24 - max(known) if known else never
+        paid = sum(min(known) <= at // DAY_MS <= last for at, _ in where.events) if known else 0
+        features["terminal_risk_since_fraud"] = min(len(known), paid) / paid if paid else 0
         return features

@@ -73,6 +73,8 @@ def test_the_first_payment_has_the_declared_defaults() -> None:
     assert named["amount"] == 25.0
     assert named["account_amount_ratio_30d"] == 1.0
     assert named["account_idle_log_s"] == pytest.approx(np.log1p(30 * 86_400))
+    # Longer ago than the windows reach.
+    assert named.pop("terminal_fraud_first_days") == named.pop("terminal_fraud_last_days") == 38
     assert all(
         value == 0.0
         for name, value in named.items()

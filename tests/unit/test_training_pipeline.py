@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -216,6 +217,17 @@ def test_known_compromised_cards_are_left_out_as_the_handbook_does(tmp_path):
         expected |= today & ~np.isin(account, np.array(sorted(known), np.uint64))
     assert (kept == expected).all()
     assert 0 < kept.sum() < parts.test.rows(events.event_ms).sum()
+
+
+def test_the_preceding_split_trains_on_all_whose_labels_are_known():
+    first_ms = int(datetime(2018, 4, 1, 0, 0, 31, tzinfo=UTC).timestamp() * 1000)
+    parts = split.handbook_preceding(first_ms)
+    assert parts.as_dict() == {
+        "tune": "2018-04-01..2018-07-17",
+        "validation": "2018-07-25..2018-07-31",
+        "train": "2018-04-01..2018-07-31",
+        "test": "2018-08-08..2018-08-14",
+    }
 
 
 def test_the_handbook_protocol_fits_and_measures_its_week(tmp_path):

@@ -92,7 +92,7 @@ def _empty_before(u32, u16, row, newest, floor, ring):
 
 @part
 def terminal_features(i32, u32, u16, row, delay, out):
-    """Features 21 to 27 of one event, from what the terminal did before it."""
+    """Features 21 to 30 of one event, from what the terminal did before it."""
     hour = np.int64(i32[row, T_HOUR_I32])
     count_now = np.int64(0)
     for slot in range(HOURS):
@@ -103,15 +103,25 @@ def terminal_features(i32, u32, u16, row, delay, out):
     slot = (hour // HOURS - delay + ring - 1) % ring
     count = np.int64(0)
     fraud = np.int64(0)
+    # Longer ago than the window reaches.
+    first = last = delay + DAYS + 1
+    since = 0.0
     for back in range(1, DAYS + 1):
         count += u32[row, T_DAY_COUNT_U32 + slot]
         fraud += u16[row, fraud_at + slot]
+        if u16[row, fraud_at + slot] > 0:
+            last = min(last, delay + back)
+            first = delay + back
+            since = min(fraud, count) / count if count > 0 else 0.0
         slot = slot - 1 if slot > 0 else ring - 1
         if back == 1 or back == 7 or back == DAYS:
             window = 0 if back == 1 else (1 if back == 7 else 2)
             out[22 + window] = count
             # Labels may repeat (a customer, then a chargeback), so a share is held to 1.
             out[25 + window] = min(fraud, count) / count if count > 0 else 0.0
+    out[28] = first
+    out[29] = last
+    out[30] = since
 
 
 @part

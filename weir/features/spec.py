@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 
 # Raise it whenever a feature's value changes for the same events: a model says which it was trained on.
-CODE_VERSION = 2
+CODE_VERSION = 3
 
 FEATURES: tuple[str, ...] = (
     "amount",
@@ -37,6 +37,9 @@ FEATURES: tuple[str, ...] = (
     "terminal_risk_1d",
     "terminal_risk_7d",
     "terminal_risk_30d",
+    "terminal_fraud_first_days",
+    "terminal_fraud_last_days",
+    "terminal_risk_since_fraud",
 )
 
 # The channels in the order of `schemas/transaction.avsc`; a channel code is an index into it.

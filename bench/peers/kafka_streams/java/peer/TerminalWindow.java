@@ -50,7 +50,7 @@ final class TerminalWindow {
         }
     }
 
-    /** Features 21 to 24; the shares of fraud, 25 to 27, are 0 without labels. */
+    /** Features 21 to 24; without labels the shares of fraud, 25 to 27 and 30, are 0, and 28 and 29 say never. */
     void features(byte[] row, float[] out) {
         long hour = (int) I32.get(row, 0);
         long now = 0;
@@ -70,6 +70,8 @@ final class TerminalWindow {
             }
         }
         out[24] = count;
+        out[28] = ringDays;
+        out[29] = ringDays;
     }
 
     /** Let a payment enter those of its buckets that the row still holds. */
