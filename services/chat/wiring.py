@@ -163,7 +163,11 @@ async def open_worker(
             await answerer_of(settings, to.triton, stack),
             texts,
             intents=await intents_of(
-                settings, to.triton, encoder, stack, metrics.model(settings.intent_model or "intent")
+                settings,
+                to.triton,
+                encoder,
+                stack,
+                metrics.model(settings.intent_model) if settings.intent_model else None,
             ),
             limits=Limits(settings.text_chars_max, settings.messages_per_minute_max),
             deadline_s=settings.turn_deadline_s,

@@ -59,3 +59,12 @@ def test_a_long_conversation_keeps_what_it_let_go_in_a_few_words():
     whole = conversation.summed_up(turns_left_out=6, chars_max=300)
     assert "Lisbon" in whole
     assert len(whole) <= 300
+
+
+def test_what_is_left_out_of_a_short_conversation_is_not_summed_up():
+    conversation = Conversation(customer_id="anna")
+    for number in range(5):
+        turn = Said("customer", f"My card number {number} is lost.", number)
+        conversation = conversation.said(f"e{number}", {}, turn)
+        assert conversation.summed_up(turns_left_out=6, chars_max=300) == ""
+    assert conversation.summed_up(turns_left_out=4, chars_max=300) == "My card number 0 is lost."

@@ -69,7 +69,7 @@ class Conversation(msgspec.Struct, frozen=True, array_like=True):
 
     def summed_up(self, *, turns_left_out: int, chars_max: int) -> str:
         """What the customer said before the last `turns_left_out` turns; for a model or a person."""
-        older = self.turns[: len(self.turns) - turns_left_out]
+        older = self.turns[: max(len(self.turns) - turns_left_out, 0)]
         return summary_of(self.summary, [turn.text for turn in older if turn.role == "customer"], chars_max)
 
     def has_seen(self, event_id: str) -> bool:

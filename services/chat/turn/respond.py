@@ -366,7 +366,7 @@ class _Answering:
         question = self.trail.masked.text
         suggested = passage_sentences(question, self.trail.hits) if self.trail.hits else []
         transcript = after.turns[-2:] if reason is Reason.CONTINUED else after.turns
-        # The question last and whole; before it what led to it.
+        # The question last; before it what led to it.
         asked = question[:_SUMMARY_CHARS_MAX]
         earlier = self.before.summed_up(turns_left_out=0, chars_max=_SUMMARY_CHARS_MAX)
         summary = "\n".join(part for part in (earlier, asked) if part)
