@@ -14,7 +14,7 @@ seeds; told is the median seed with its bootstrap interval over accounts, and th
 import argparse
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from services.training import split
 from services.training.additive import Floats, Floats32
 from services.training.baselines import Logistic, ModelScorer, Scorer, SimpleRule
 from services.training.data import read_events
+from services.training.evaluate import Interval
 from services.training.fit import Recipe, Rows
 from services.training.train import Table, fit
 from weir.errors import WeirError
@@ -123,14 +124,15 @@ WAYS: dict[str, Callable[[Table, Rows, Rows, int], Scorer]] = {
 def measure(table: Table, seeds: Sequence[int], ways: Sequence[str]) -> list[list[str]]:
     """A row for each way: the median seed's figures with their intervals, and the range of the seeds."""
     judged = table.test_rows(DEFAULT.label_delay_days)
-    rows = []
-    for name in ways:
-        made = []
-        for seed in seeds:
-            train = table.known_rows(table.split.train, honest_max=HONEST_MAX, seed=seed)
-            validation = table.known_rows(table.split.validation, honest_max=HONEST_MAX, seed=seed)
+    found: dict[str, list[Mapping[str, Interval]]] = {name: [] for name in ways}
+    for seed in seeds:
+        train = table.known_rows(table.split.train, honest_max=HONEST_MAX, seed=seed)
+        validation = table.known_rows(table.split.validation, honest_max=HONEST_MAX, seed=seed)
+        for name, made in found.items():
             scorer = WAYS[name](table, train, validation, seed)
             made.append(table.measure(scorer, judged, draws=DRAWS, seed=seed).metrics)
+    rows = []
+    for name, made in found.items():
         cells = [name]
         for figure in FIGURES:
             values = [each[figure].value for each in made]

@@ -5,10 +5,9 @@ from pathlib import Path
 
 from infra.encoder.convert import convert, read_folder
 from infra.encoder.packed import read_packed
+from services.chat.knowledge.encoding import MARKS
 
 NAME, TOKENIZER = "encoder", "tokenizer.json"
-# What belongs before a text; `services.chat.knowledge.encoding` reads it.
-MARKS = "marks.json"
 
 _CONFIG = """\
 # Written at set-up; see infra/encoder.

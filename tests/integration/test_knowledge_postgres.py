@@ -19,7 +19,7 @@ from services.chat.knowledge.live import LiveRetriever
 from services.chat.knowledge.postgres import DRIVER, PostgresStore
 from services.chat.knowledge.search import HybridRetriever
 from services.chat.knowledge.settings import KnowledgeSettings
-from services.chat.knowledge.store import Content
+from services.chat.knowledge.store import Content, find_in
 from services.chat.knowledge.stores import store_of
 from services.chat.knowledge.vectors import ExactVectors
 from tests.support.postgres import behind_tls
@@ -87,7 +87,7 @@ def test_a_version_comes_back_as_it_was_written(store):
     assert (store.versions(), store.current()) == ([], None)
     held = content(700)
     name = store.add(held, NOW)
-    assert (store.versions(), store.current(), store.find("1")) == ([name], None, name)
+    assert (store.versions(), store.current(), find_in(store, "1")) == ([name], None, name)
     store.use(name)
     store.use(name)
     assert store.current() == name
@@ -98,7 +98,7 @@ def test_a_version_comes_back_as_it_was_written(store):
     with pytest.raises(KnowledgeMissing):
         store.open("7-000000000000")
     with pytest.raises(KnowledgeMissing):
-        store.find("7")
+        find_in(store, "7")
 
 
 @pytest.mark.parametrize("index_from", [1, 10_000])

@@ -163,8 +163,8 @@ def _serve(listening: socket.socket, context: ssl.SSLContext, port: int) -> None
 
 
 def _pump(source: socket.socket, target: socket.socket) -> None:
-    with suppress(OSError):
+    with suppress(OSError):  # the other end has hung up: nothing more comes
         while data := source.recv(65536):
             target.sendall(data)
-    with suppress(OSError):
+    with suppress(OSError):  # it is closed already
         target.shutdown(socket.SHUT_RDWR)

@@ -11,7 +11,7 @@ from services.chat.knowledge.folder import FolderStore
 from services.chat.knowledge.importer import Import, import_folder
 from services.chat.knowledge.live import LiveRetriever
 from services.chat.knowledge.settings import KnowledgeSettings
-from services.chat.knowledge.store import Content
+from services.chat.knowledge.store import Content, find_in
 
 NOW = 1_780_000_000_000
 SETTINGS = KnowledgeSettings.model_validate({})
@@ -111,7 +111,7 @@ def test_a_pointer_that_names_no_version_is_refused(store, said):
 
 def test_a_version_that_is_not_there_is_said_to_be(store):
     with pytest.raises(KnowledgeMissing, match="weir knowledge list"):
-        store.find("7")
+        find_in(store, "7")
 
 
 async def test_a_worker_follows_the_switch_and_back(tmp_path, store):

@@ -20,7 +20,7 @@ from services.training.prepare.clean import clean
 from services.training.prepare.cli import app
 from services.training.prepare.contract import LABEL_RULES, PAYMENT_RULES, Severity, validate
 from services.training.prepare.lake import COLUMNS, Lake
-from services.training.prepare.leaks import FeatureLeaks, find_leaks
+from services.training.prepare.leaks import FeatureLeaks, find_leaks, suspicious
 from services.training.prepare.profile import profile
 from services.training.prepare.report import page
 from weir.errors import BadInput
@@ -251,7 +251,8 @@ def test_a_feature_that_knows_the_future_is_refused_by_name(bank):
     names = (*FEATURES, "payments_in_all", "ever_reported")
     leaks = find_leaks(events, leaking, names)
     assert set(leaks.leaking) == {"payments_in_all", "ever_reported"}
-    assert "ever_reported" in leaks.suspicious
+    whole = leaking(events.payments, events.labels)
+    assert "ever_reported" in suspicious(whole, events.is_fraud, names)
     with pytest.raises(FeatureLeaks, match="ever_reported, payments_in_all"):
         leaks.require_none()
 

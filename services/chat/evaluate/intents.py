@@ -6,19 +6,18 @@ CSV file of text and category.
 """
 
 import csv
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 from services.chat.domain import Language
 from services.chat.evaluate.intervals import Share
+from services.chat.turn.respond import IntentsOf
 from weir.errors import BadInput
 
 OWN = Path(__file__).with_name("intents.csv")
 _ROWS = 64
-
-IntentsOf = Callable[[Sequence[str]], Awaitable[list[tuple[str, float]]]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from services.chat.evaluate.retrieval import Mean
 class Pace:
     """Stands between who asks and the model, and takes the time.
 
-    A piece of the stream counts as a token, which it is for the embedded model and for vLLM.
+    A piece of the stream counts as a token; a character of several tokens comes in one piece.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:

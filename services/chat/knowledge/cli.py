@@ -13,7 +13,7 @@ import typer
 from services.chat.domain import Language
 from services.chat.knowledge.errors import ImportRefused, KnowledgeMissing
 from services.chat.knowledge.settings import KnowledgeSettings
-from services.chat.knowledge.store import Store
+from services.chat.knowledge.store import Store, find_in
 from services.chat.knowledge.stores import store_of
 from services.chat.understanding import language_of
 from weir.clock import now_ms
@@ -149,7 +149,7 @@ def list_(folder: Root = None, as_json: AsJson = False) -> None:
 def use_(version: str, folder: Root = None) -> None:
     """Put a version in use, after checking every byte; running workers take it with their next question."""
     store, _ = _store(folder)
-    name = store.find(version)
+    name = find_in(store, version)
     store.use(name)
     typer.echo(f"version {name} is in use")
 
@@ -158,8 +158,8 @@ def use_(version: str, folder: Root = None) -> None:
 def diff_(first: str, second: str, folder: Root = None, as_json: AsJson = False) -> None:
     """Which passages came, went or changed from one version to another."""
     store, _ = _store(folder)
-    before = {passage.id: passage for passage in store.open(store.find(first)).content.passages}
-    after = {passage.id: passage for passage in store.open(store.find(second)).content.passages}
+    before = {passage.id: passage for passage in store.open(find_in(store, first)).content.passages}
+    after = {passage.id: passage for passage in store.open(find_in(store, second)).content.passages}
     # The same place of a document in another version is a change, not a loss and a gain.
     places_before, places_after = _places(before), _places(after)
     changed = sorted(
@@ -202,7 +202,7 @@ def search_(
     from services.chat.knowledge.search import Found, HybridRetriever
 
     store, settings = _store(folder)
-    name = store.find(version) if version else store.current()
+    name = find_in(store, version) if version else store.current()
     if name is None:
         raise KnowledgeMissing(f"{store.where}: no knowledge yet. Try `weir knowledge import DIR`.")
     spoken: Language = language_of(question)

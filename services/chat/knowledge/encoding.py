@@ -15,6 +15,7 @@ from weir.config import TritonSettings
 from weir.errors import ConfigError
 from weir.inference.encoder import TritonEncoder
 
+# Beside the tokenizer; `infra.encoder.repository` writes it.
 MARKS = "marks.json"
 
 

@@ -69,17 +69,6 @@ class FolderStore:
             raise KnowledgeBroken(self.root / _CURRENT, "names no version")
         return name
 
-    def find(self, version: str) -> str:
-        """The full name of a version given by its number or name.
-
-        Raises:
-            KnowledgeMissing: there is none.
-        """
-        for name in self.versions():
-            if version in (name, str(number_of(name))):
-                return name
-        raise KnowledgeMissing(f"{self.root}: no version {version[:40]}. Try `weir knowledge list`.")
-
     def manifest(self, name: str) -> Manifest:
         """What a version holds; its other files are not read.
 

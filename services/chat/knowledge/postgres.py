@@ -34,7 +34,6 @@ from services.chat.knowledge.store import (
     manifest_of,
     name_of,
     npy_of,
-    number_of,
     parts_of,
     read_parts,
 )
@@ -71,6 +70,10 @@ _VECTORS = text("SELECT embedding::text FROM weir_knowledge_passage WHERE versio
 _USE = text(
     """INSERT INTO weir_knowledge_current (name) VALUES (:name)
     ON CONFLICT (one) DO UPDATE SET name = excluded.name"""
+)
+_LOOKS_FAR = text(
+    """SELECT set_config('hnsw.ef_search', :candidates, true),
+    set_config('hnsw.iterative_scan', 'strict_order', true)"""
 )
 # The version and the language stand in the text: an index holds for these alone.
 _NEAREST = """SELECT id, -({distance}) FROM weir_knowledge_passage
@@ -110,7 +113,7 @@ class PostgresStore:
         if ca is not None:
             options["ssl_context"] = _context(ca)
         self._host = f"{parsed.host}:{parsed.port or 5432}/{parsed.database or ''}"
-        self._index_from = index_from
+        self._index_from, self._made = index_from, False
         self._engine = create_engine(
             parsed.set(drivername=DRIVER),
             connect_args=options,
@@ -138,7 +141,7 @@ class PostgresStore:
             KnowledgeStoreAway: the database gave no answer.
         """
         with self._asked() as asked:
-            if not _is_made(asked):
+            if not self._is_made(asked):
                 return []
             return [str(row[0]) for row in asked.execute(_NAMES)]
 
@@ -149,21 +152,10 @@ class PostgresStore:
             KnowledgeStoreAway: the database gave no answer.
         """
         with self._asked() as asked:
-            if not _is_made(asked):
+            if not self._is_made(asked):
                 return None
             row = asked.execute(text("SELECT name FROM weir_knowledge_current")).first()
         return None if row is None else str(row[0])
-
-    def find(self, version: str) -> str:
-        """The full name of a version given by its number or name.
-
-        Raises:
-            KnowledgeMissing: there is none. KnowledgeStoreAway: the database gave no answer.
-        """
-        for name in self.versions():
-            if version in (name, str(number_of(name))):
-                return name
-        raise KnowledgeMissing(f"{self.where}: no version {version[:40]}. Try `weir knowledge list`.")
 
     def manifest(self, name: str) -> Manifest:
         """What a version holds, without reading it.
@@ -208,7 +200,7 @@ class PostgresStore:
         parts = parts_of(content)
         with self._asked() as asked:
             asked.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
-            for statement in _MADE if not _is_made(asked) else ():
+            for statement in _MADE if not self._is_made(asked) else ():
                 asked.execute(text(statement))
             last = int(asked.execute(_LAST).scalar_one())
             manifest = manifest_of(content, parts, last + 1, created_ms)
@@ -245,7 +237,7 @@ class PostgresStore:
 
     def _manifest(self, asked: Connection, name: str) -> tuple[Manifest, bytes]:
         row = None
-        if _is_made(asked):
+        if self._is_made(asked):
             row = asked.execute(
                 text("SELECT manifest, held FROM weir_knowledge_version WHERE name = :name"), {"name": name}
             ).first()
@@ -285,6 +277,13 @@ class PostgresStore:
                     )
                 )
 
+    def _is_made(self, asked: Connection) -> bool:
+        """Whether the tables are there; once they are, nobody asks again."""
+        if not self._made:
+            found = asked.execute(text("SELECT to_regclass('weir_knowledge_current')")).scalar_one()
+            self._made = found is not None
+        return self._made
+
     @contextmanager
     def _asked(self) -> Iterator[Connection]:
         """A transaction, committed at the end."""
@@ -315,9 +314,8 @@ class _Nearest:
         query = text(_NEAREST.format(distance=distance, version=self._name, language=self._language))
         values = {"vector": _as_text(vector), "now_ms": now_ms, "count": count}
         with self._asked() as asked:
-            asked.execute(text(f"SET LOCAL hnsw.ef_search = {_CANDIDATES}"))
             # Passages that are not valid now are passed over, and others looked for in their place.
-            asked.execute(text("SET LOCAL hnsw.iterative_scan = strict_order"))
+            asked.execute(_LOOKS_FAR, {"candidates": str(_CANDIDATES)})
             return {str(name): float(cosine) for name, cosine in asked.execute(query, values)}
 
 
@@ -338,10 +336,6 @@ def _rows(content: Content, start: int, end: int) -> Iterator[dict[str, object]]
 def _as_text(vector: NDArray[np.float32]) -> str:
     """As pgvector reads it; each number so that it comes back to the bit."""
     return "[" + ",".join(str(value) for value in vector.astype(np.float32)) + "]"
-
-
-def _is_made(asked: Connection) -> bool:
-    return asked.execute(text("SELECT to_regclass('weir_knowledge_current')")).scalar_one() is not None
 
 
 def _safe(name: str) -> str:

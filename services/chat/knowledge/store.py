@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.chat.domain import Language, Passage
+from services.chat.knowledge.errors import KnowledgeMissing
 from services.chat.knowledge.vectors import VectorIndex
 
 FORMAT = 1
@@ -114,9 +115,6 @@ class Store(Protocol):
     def current(self) -> str | None:
         """The name of the version in use; cheap enough to ask before each question."""
 
-    def find(self, version: str) -> str:
-        """The full name of a version given by its number or name."""
-
     def manifest(self, name: str) -> Manifest:
         """What a version holds, without reading it."""
 
@@ -211,6 +209,18 @@ def npy_of(vectors: NDArray[np.float32]) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(vectors, np.float32), allow_pickle=False)
     return buffer.getvalue()
+
+
+def find_in(store: Store, version: str) -> str:
+    """The full name of a version of the store, given by its number or name.
+
+    Raises:
+        KnowledgeMissing: there is none.
+    """
+    for name in store.versions():
+        if version in (name, str(number_of(name))):
+            return name
+    raise KnowledgeMissing(f"{store.where}: no version {version[:40]}. Try `weir knowledge list`.")
 
 
 def number_of(name: str) -> int:

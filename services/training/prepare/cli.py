@@ -124,14 +124,17 @@ def profile_(
 def leaks_(folder: Folder, as_json: AsJson = False) -> None:
     """Search the features for knowledge of the future: taken away, it may change none of them."""
     from services.training.data import read_events
-    from services.training.prepare.leaks import find_leaks
+    from services.training.prepare.leaks import find_leaks, suspicious
     from weir.features.offline import features_of
     from weir.features.payments import FEATURES
 
-    found = find_leaks(read_events(folder), features_of, FEATURES)
+    events = read_events(folder)
+    whole = events.features()
+    found = find_leaks(events, features_of, FEATURES, whole=whole)
+    alone = suspicious(whole, events.is_fraud, FEATURES)
     if as_json:
-        typer.echo(json.dumps({"leaking": found.leaking, "suspicious": found.suspicious}, indent=2))
-    for name, auc in found.suspicious.items():
+        typer.echo(json.dumps({"leaking": found.leaking, "suspicious": alone}, indent=2))
+    for name, auc in alone.items():
         typer.echo(f"look at {name}: it tells fraud by itself with an AUC of {auc:.3f}", err=as_json)
     found.require_none()
     if not as_json:

@@ -46,14 +46,13 @@ class Lake:
 
     @classmethod
     @contextmanager
-    def of(cls, folder: Path, *, memory_mb: int, threads: int = 0) -> Iterator["Lake"]:
+    def of(cls, folder: Path, *, memory_mb: int) -> Iterator["Lake"]:
         """Open the folder's `transactions-*.parquet` and `labels-*.parquet` as tables of these names.
 
         Each has beside its columns `file` and `row`, from 0, where it lies.
 
         Args:
             memory_mb: what may be held; the rest goes to a folder beside the events.
-            threads: 0 takes every core.
         Raises:
             DataMissing: no such folder or files. BadInput: `missing_column`, `bad_type`, `not_parquet`.
         """
@@ -64,8 +63,6 @@ class Lake:
             connection.execute("SET TimeZone = 'UTC'")
             connection.execute(f"SET memory_limit = '{memory_mb}MB'")
             connection.execute(f"SET temp_directory = '{_quoted(folder / '.spill')}'")
-            if threads:
-                connection.execute(f"SET threads = {threads}")
             for kind in COLUMNS:
                 files = _quoted(folder / f"{kind}-*.parquet")
                 connection.execute(
