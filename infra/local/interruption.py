@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM end a command as one thing, and are never lost.
 
-An exception out of a signal handler is: raised while a destructor runs, Python prints it and goes on. Here
-the signal is remembered too, and whoever waits asks.
+An exception out of a signal handler is: raised while a destructor runs, Python prints it and goes on. So
+none is raised there; the signal is remembered, and whoever waits asks.
 """
 
 import asyncio
@@ -58,13 +58,23 @@ class Interruption:
         """What follows is done whole, whoever asks."""
         self._ended = True
 
-    def _signalled(self, _number: int, _frame: FrameType | None) -> None:
+    def _signalled(self, _number: int, frame: FrameType | None) -> None:
         self.asked = True
         if self._cancel is not None:
             loop, task = self._cancel
             loop.call_soon_threadsafe(task.cancel)
             return
-        self.check()
+        if not _destroying(frame):
+            self.check()
+
+
+def _destroying(frame: FrameType | None) -> bool:
+    """Whether the frame runs for a destructor, in which Python prints an exception and drops it."""
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager
