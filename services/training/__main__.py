@@ -1,14 +1,22 @@
-"""`python -m services.training train | evaluate | models`: the same commands without the rest of the CLI."""
+"""`python -m services.training train | evaluate | models ...`: without the rest of the command line."""
 
 import sys
 
 import typer
 
 from services.training.cli import evaluate, models, train
+from services.training.compress_cli import app as compress
+from services.training.privacy.cli import app as privacy
 from weir.errors import ExitCode, WeirError
 
 app = typer.Typer(help="Train, measure and check models.", no_args_is_help=True)
-for name, commands in (("train", train), ("evaluate", evaluate), ("models", models)):
+for name, commands in (
+    ("train", train),
+    ("evaluate", evaluate),
+    ("models", models),
+    ("compress", compress),
+    ("privacy", privacy),
+):
     app.add_typer(commands, name=name)
 
 

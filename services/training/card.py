@@ -118,7 +118,18 @@ Not used: {unused or "none"}.
 ```
 {trained["command"]}
 ```
-
+{_compressed(trained)}
 Code {trained["code_version"]}. The same data, code, settings and seed give the same model.onnx, to the byte:
 `{about["sha256"]}`.
 """
+
+
+def _compressed(trained: Mapping[str, Any]) -> str:
+    """Where a compressed version came from; nothing for another."""
+    if "compressed" not in trained:
+        return ""
+    how = trained["compressed"]
+    return (
+        f"\nThat gave version {how['from']} (`{how['sha256']}`), which `weir compress risk` made smaller: "
+        f"{how['how']}.\nRows and figures of the baselines are those of that version.\n"
+    )

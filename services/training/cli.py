@@ -2,16 +2,24 @@
 
 import json
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from services.training import intent_cli
+from services.training import intent_cli, search_cli, thresholds_cli
+from services.training.command import (
+    AsJson,
+    Data,
+    Protocol,
+    Quick,
+    Repository,
+    Seed,
+    recipe_of,
+    step,
+    table_of,
+)
 from services.training.errors import ModelBroken, TrainingError
 from services.training.settings import TrainingSettings
 
@@ -23,20 +31,6 @@ if TYPE_CHECKING:
 train = typer.Typer(help="Make a model from labelled events.", no_args_is_help=True)
 evaluate = typer.Typer(help="Measure a model, or a baseline, on labelled events.", no_args_is_help=True)
 models = typer.Typer(help="The models in the repository: list them, check them.", no_args_is_help=True)
-
-Data = Annotated[Path, typer.Option("--data", help="Folder of labelled events (Parquet).")]
-Repository = Annotated[Path | None, typer.Option(help="Model repository; default from the settings.")]
-AsJson = Annotated[bool, typer.Option("--json", help="For programs: one JSON object.")]
-Seed = Annotated[int, typer.Option(min=0)]
-Quick = Annotated[bool, typer.Option("--quick", help="A coarser fit within seconds, to try things out.")]
-
-
-class Protocol(StrEnum):
-    """Which rows judge."""
-
-    LATER = "later"
-    HANDBOOK = "handbook"
-    PRECEDING = "preceding"
 
 
 @train.callback()
@@ -58,6 +52,9 @@ def train_risk(
     origin: Annotated[
         str | None, typer.Option(help="What the data is and where it comes from, for the model card.")
     ] = None,
+    searched: Annotated[
+        Path | None, typer.Option("--search", help="Folder of `weir train search`: use what it found.")
+    ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Write over a version that exists.")] = False,
     repository: Repository = None,
     as_json: AsJson = False,
@@ -71,19 +68,25 @@ def train_risk(
     from weir.features.payments import FEATURES
 
     settings = TrainingSettings.load()
-    with _step("reading events and computing features"):
-        table = _table(data, settings, Protocol.LATER)
-    with _step("looking for features that know the future"):
+    with step("reading events and computing features"):
+        table = table_of(data, settings, Protocol.LATER)
+    with step("looking for features that know the future"):
         find_leaks(table.events, features_of, FEATURES, whole=table.x).require_none()
-    with _step("fitting and measuring"):
+    recipe, lesson = recipe_of(settings, seed, quick), None
+    if searched is not None:
+        from services.training.search import read_found
+
+        recipe, lesson = read_found(searched, table, recipe)
+    with step("fitting and measuring"):
         folder, about = training.train_risk(
             table,
-            _recipe(settings, seed, quick),
+            recipe,
             ModelRepository(repository or settings.repository),
             version=version,
             replace=replace,
-            command=_command(data, seed, quick),
+            command=_command(data, seed, quick, searched),
             origin=origin,
+            lesson=lesson,
             honest_max=settings.honest_rows_max,
             draws=settings.bootstrap_draws,
             created=datetime.now(UTC).date().isoformat(),
@@ -97,7 +100,9 @@ def train_risk(
 
 
 train.command("intent")(intent_cli.train_intent)
+train.command("search")(search_cli.search)
 evaluate.command("intent")(intent_cli.evaluate_intent)
+evaluate.command("thresholds")(thresholds_cli.thresholds)
 
 
 @evaluate.command("chat")
@@ -167,10 +172,10 @@ def evaluate_risk(
     from weir.features.payments import DEFAULT
 
     settings = TrainingSettings.load()
-    with _step("reading events and computing features"):
-        table = _table(data, settings, protocol)
-    with _step("scoring"):
-        scorer = _scorer(model, table, settings, _recipe(settings, seed, quick), repository)
+    with step("reading events and computing features"):
+        table = table_of(data, settings, protocol)
+    with step("scoring"):
+        scorer = _scorer(model, table, settings, recipe_of(settings, seed, quick), repository)
         rows = table.test_rows(DEFAULT.label_delay_days)
         report = table.measure(scorer, rows, draws=settings.bootstrap_draws, seed=seed)
     if as_json:
@@ -254,36 +259,6 @@ def verify_models(
         typer.echo(f"{each} {found}: whole, sha256 {served.about['sha256'][:12]}")
 
 
-def _table(data: Path, settings: TrainingSettings, protocol: Protocol) -> "Table":
-    from services.training import split
-    from services.training.data import read_events
-    from services.training.train import Table
-    from weir.features.payments import DEFAULT, FEATURES
-
-    events = read_events(data)
-    if protocol is not Protocol.LATER:
-        handbook = protocol is Protocol.HANDBOOK
-        parts = split.handbook() if handbook else split.handbook_preceding(int(events.event_ms[0]))
-        if not parts.test.rows(events.event_ms).any():
-            raise TrainingError(f"{data} has no payments in {parts.test}, the Handbook's test week.")
-    else:
-        parts = split.by_time(
-            events.event_ms,
-            delay_days=DEFAULT.label_delay_days,
-            validation_days=settings.validation_days,
-            test_days=settings.test_days,
-            warmup_days=settings.warmup_days,
-        )
-    return Table(events, events.features(), FEATURES, parts)
-
-
-def _recipe(settings: TrainingSettings, seed: int, quick: bool) -> "Recipe":
-    from services.training.fit import Recipe
-
-    recipe = Recipe(seed=seed, bags=settings.bags, threads=settings.threads, pairs_max=settings.pairs_max)
-    return recipe.quick() if quick else recipe
-
-
 def _scorer(
     model: str, table: "Table", settings: TrainingSettings, recipe: "Recipe", repository: Path | None
 ) -> "Scorer":
@@ -302,17 +277,8 @@ def _scorer(
     return home.open("risk", model, features=table.features)
 
 
-def _command(data: Path, seed: int, quick: bool) -> str:
+def _command(data: Path, seed: int, quick: bool, searched: Path | None) -> str:
     """What a person would type to make the same model again."""
     words = ["weir", "train", "risk", "--data", str(data), "--seed", str(seed)]
+    words += [] if searched is None else ["--search", str(searched)]
     return shlex.join(words + ["--quick"] * quick)
-
-
-@contextmanager
-def _step(what: str) -> Iterator[None]:
-    """Shows that something long is at work, on stderr, where a person watches."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    with console.status(what):
-        yield

@@ -25,6 +25,7 @@ from weir.features.offline import features_of, hash_column, read_labels, read_pa
 from weir.features.payments import CHANNELS, DEFAULT, FeatureSpec, Labels, Payments
 
 DAY_MS = 86_400_000
+AMOUNT_UNIT = 10_000  # amounts are held in 1/10000 of the home currency
 NEVER_MS = np.iinfo(np.int64).max
 _HANDBOOK = ("TRANSACTION_ID", "TX_DATETIME", "CUSTOMER_ID", "TERMINAL_ID", "TX_AMOUNT_CENTS", "TX_FRAUD")
 

@@ -27,11 +27,15 @@ PAIRS_GAIN_MIN = (
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """x: (n, F) float32. is_fraud: (n,) bool. weight: (n,) float64."""
+    """x: (n, F) float32. is_fraud: (n,) bool. weight: (n,) float64. target: (n,) float64 in 0..1, or None.
+
+    `target` is what to fit where that is softer than the label: a teacher's opinion of each row.
+    """
 
     x: Floats32
     is_fraud: Bools
     weight: Floats
+    target: Floats | None = None
 
     @classmethod
     def of(cls, x: Floats32, is_fraud: Bools) -> "Rows":
@@ -57,7 +61,17 @@ class Rows:
         kept = np.random.default_rng(seed).choice(honest, honest_max, replace=False)
         rows = np.sort(np.concatenate([kept, np.flatnonzero(self.is_fraud)]))
         weight = np.where(self.is_fraud[rows], 1.0, len(honest) / honest_max)
-        return Rows(self.x[rows], self.is_fraud[rows], weight)
+        return Rows(
+            self.x[rows],
+            self.is_fraud[rows],
+            weight,
+            None if self.target is None else self.target[rows],
+        )
+
+    @property
+    def label(self) -> Floats:
+        """(n,) float64: what a model is to fit, the target where there is one."""
+        return self.is_fraud.astype(np.float64) if self.target is None else self.target
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +87,7 @@ class Recipe:
     leaves: int = 3
     leaves_pair: int = 8
     leaf_rows_min: int = 30
+    l2: float = 1.0
     bins: int = 255
     bins_pair: int = 32
     pairs_max: int = 16
@@ -183,10 +198,11 @@ class _Stage:
     ) -> None:
         self.recipe = recipe
         self.shared: dict[str, Any] = {
-            "objective": "binary",
+            # The same loss in both; "binary" takes no label between 0 and 1.
+            "objective": "binary" if train.target is None else "cross_entropy",
             "learning_rate": recipe.learning_rate,
             "min_data_in_leaf": recipe.leaf_rows_min,
-            "lambda_l2": 1.0,
+            "lambda_l2": recipe.l2,
             "max_bin": bins,
             "monotone_constraints": [int(name in recipe.rising) for name in features],
             "num_threads": recipe.threads,
@@ -195,7 +211,7 @@ class _Stage:
             "verbosity": -1,
         }
         self.data = lightgbm.Dataset(
-            train.x, train.is_fraud.astype(np.int8), weight=train.weight, init_score=base,
+            train.x, train.label, weight=train.weight, init_score=base,
             params=self.shared, free_raw_data=False,
         )  # fmt: skip
 
@@ -223,8 +239,9 @@ class _Stage:
             init_score=validation_base, reference=self.data,
         )  # fmt: skip
         stop = lightgbm.early_stopping(self.recipe.patience, verbose=False)
+        metric = "binary_logloss" if self.shared["objective"] == "binary" else "cross_entropy"
         return lightgbm.train(
-            parameters | {"metric": "binary_logloss"}, self.data, rounds, valid_sets=[judge], callbacks=[stop]
+            parameters | {"metric": metric}, self.data, rounds, valid_sets=[judge], callbacks=[stop]
         )
 
 

@@ -155,11 +155,11 @@ class ModelRepository:
         staging = home / f".{version}.{os.getpid()}.partial"
         try:
             staging.mkdir()
-            _write(staging / "model.onnx", data)
-            _write(staging / "model.json", (json.dumps(whole, indent=2, allow_nan=False) + "\n").encode())
-            _write(staging / "MODEL_CARD.md", card(whole).encode())
+            write_file(staging / "model.onnx", data)
+            write_file(staging / "model.json", (json.dumps(whole, indent=2, allow_nan=False) + "\n").encode())
+            write_file(staging / "MODEL_CARD.md", card(whole).encode())
             partial = staging / "config.pbtxt"
-            _write(partial, config.encode())
+            write_file(partial, config.encode())
             os.replace(partial, config_path)
             old = home / f".{version}.{os.getpid()}.old"
             if target.exists():
@@ -209,7 +209,8 @@ class ModelRepository:
         return model
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_file(path: Path, data: bytes) -> None:
+    """Bytes that are on the disk when it returns."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()

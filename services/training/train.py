@@ -20,6 +20,7 @@ from services.training.export import to_onnx
 from services.training.fit import Plan, Recipe, Rows, calibrate, grow, plan
 from services.training.repository import ModelRepository
 from services.training.split import Bools, Split, Window, without_known_cards
+from services.training.teacher import Lesson, TeacherRecipe, rounds_of
 from weir.features import payments
 from weir.features.payments import DEFAULT, FEATURES, FeatureSpec
 
@@ -81,8 +82,11 @@ class Trained:
     validation: Rows
 
 
-def fit(table: Table, recipe: Recipe, *, honest_max: int) -> Trained:
+def fit(table: Table, recipe: Recipe, *, honest_max: int, lesson: Lesson | None = None) -> Trained:
     """Plan and calibrate on the validation window, grow on the training window.
+
+    Args:
+        lesson: what it learns from a teacher beside the labels; None for the labels alone.
 
     Raises:
         TrainingError: a window holds one class only, or no feature tells anything.
@@ -90,11 +94,15 @@ def fit(table: Table, recipe: Recipe, *, honest_max: int) -> Trained:
     split = table.split
     validation = table.known_rows(split.validation, honest_max=honest_max, seed=recipe.seed)
     tune = table.known_rows(split.tune, honest_max=honest_max, seed=recipe.seed)
+    lesson = lesson or Lesson(TeacherRecipe(seed=recipe.seed, threads=recipe.threads), 0.0)
+    lesson_rounds = rounds_of(tune, validation, table.features, lesson.teacher) if lesson.share else 0
+    tune = lesson.of(tune, table.features, lesson_rounds)
     made = plan(tune, validation, table.features, recipe)
     tuned = calibrate(grow(tune, table.features, made, recipe), validation)
     if split.train == split.tune:
         return Trained(tuned, made, tune, validation)
     train = table.known_rows(split.train, honest_max=honest_max, seed=recipe.seed)
+    train = lesson.of(train, table.features, lesson_rounds)
     grown = grow(train, table.features, made, recipe)
     model = AdditiveModel(grown.features, grown.tables, grown.base_logit, tuned.calibration)
     return Trained(model, made, train, validation)
@@ -115,6 +123,7 @@ def train_risk(
     replace: bool,
     command: str,
     origin: str | None = None,
+    lesson: Lesson | None = None,
     honest_max: int,
     draws: int,
     spec: FeatureSpec = DEFAULT,
@@ -126,6 +135,7 @@ def train_risk(
         version: a number, or None for the next one.
         command: how to make it again, for model.json and the card.
         origin: what the data is, for the same; None to say its layout.
+        lesson: what it learns from a teacher beside the labels.
         created: date of the training, ISO 8601.
     Raises:
         TrainingError: the data cannot give a model, or the version exists. OSError: nothing was written.
@@ -133,7 +143,7 @@ def train_risk(
     version = version or repository.next_version("risk")
     if not (version.isdigit() and int(version) > 0):
         raise TrainingError(f"Version {version!r} is no number. Triton serves versions 1, 2, 3 and so on.")
-    trained = fit(table, recipe, honest_max=honest_max)
+    trained = fit(table, recipe, honest_max=honest_max, lesson=lesson)
     test = table.test_rows(spec.label_delay_days)
     scorers = {"model": ModelScorer(trained.model), **baselines(table, recipe, honest_max=honest_max)}
     reports = {
@@ -158,6 +168,7 @@ def train_risk(
             "code_version": code_version(),
             "seed": recipe.seed,
             "recipe": recipe.as_dict(),
+            **({"lesson": lesson.as_dict()} if lesson is not None and lesson.share else {}),
             "origin": origin or _ORIGINS[events.origin],
             "data": {
                 "layout": events.origin,
@@ -194,7 +205,7 @@ def train_risk(
 def code_version() -> str:
     """The package's version, and a hash of the code that a model's values depend on, without its words."""
     here = Path(__file__).parent
-    paths = [here / f"{name}.py" for name in ("additive", "data", "export", "fit", "split")]
+    paths = [here / f"{name}.py" for name in ("additive", "data", "export", "fit", "split", "teacher")]
     paths += sorted(Path(payments.__file__).parent.glob("*.py"))
     digest = hashlib.sha256()
     for path in paths:

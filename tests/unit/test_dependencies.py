@@ -10,12 +10,12 @@ from packaging.utils import canonicalize_name
 
 REQUIREMENTS = Path(__file__).parents[2] / "requirements"
 LOCKS = sorted(REQUIREMENTS.glob("*.lock"))
-RUNTIME_EXTRAS = ("services", "chat", "training", "stack")
+RUNTIME_EXTRAS = ("services", "chat", "training", "federate", "stack")
 
 # SPDX identifiers. Adding one is a decision: it says that a bank may run and pass on what bears it.
 ALLOWED = {
     "0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "ISC", "MIT", "MIT-0", "MPL-2.0",
-    "PSF-2.0", "Zlib", "LLVM-exception",
+    "MIT-CMU", "PSF-2.0", "Zlib", "LLVM-exception",
 }  # fmt: skip
 # What distributions without an SPDX expression write instead, in their License field or their classifiers.
 SPELLINGS = {

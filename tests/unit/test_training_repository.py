@@ -81,7 +81,7 @@ def test_a_write_that_fails_halfway_leaves_the_old_version_and_no_rest(home, mon
             raise OSError(28, "No space left on device")
         path.write_bytes(data)
 
-    monkeypatch.setattr("services.training.repository._write", full)
+    monkeypatch.setattr("services.training.repository.write_file", full)
     with pytest.raises(OSError, match="No space"):
         write(home, replace=True)
     with pytest.raises(OSError, match="No space"):

@@ -62,6 +62,11 @@ INSTALLED: dict[str, tuple[Command, ...]] = {
     "data": (Command("data", "A bank's events before a model sees them.", MODELS),),
     "train": (Command("train", "Make a model from labelled events.", MODELS),),
     "evaluate": (Command("evaluate", "Measure a model, or a baseline, on labelled events.", MODELS),),
+    "compress": (
+        Command("compress", "A served model made smaller and faster, and what that costs.", MODELS),
+    ),
+    "federate": (Command("federate", "Train one risk model among several banks.", MODELS),),
+    "privacy": (Command("privacy", "A risk model that gives no customer away, and its budget.", MODELS),),
     "models": (Command("models", "The models in the repository: list them, check them.", MODELS),),
     "llm": (Command("llm", "Language models for Triton.", MODELS),),
     "knowledge": (Command("knowledge", "The bank's own documents: import them, search them.", MODELS),),

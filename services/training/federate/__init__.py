@@ -1,0 +1,1 @@
+"""Federated training: banks that make one risk model together, and keep their payments to themselves."""
