@@ -288,21 +288,17 @@ async def _topics() -> str:
 
 
 async def _triton() -> str:
+    from services.risk.scoring import ServedModel
     from services.risk.settings import RiskSettings
     from weir.inference.client import ModelClient
 
     risk, settings = RiskSettings.load(), TritonSettings.load()
-    pinned = risk.model_version or newest_version(risk.model_repository / risk.model)
+    pinned = ServedModel.deciding(risk.model_repository, risk.model, risk.model_version).ref.version
     async with ModelClient(
         settings, risk.model, pinned, outputs=("logit",), rows_max=1, deadline_s=_ANSWER_S
     ) as model:
         found = await model.metadata()
     return f"{found.name} {pinned} ready at {settings.endpoint} (serves {', '.join(found.versions)})"
-
-
-def newest_version(model: Path) -> str:
-    """The highest numbered folder of a model; "1" when there is none yet."""
-    return str(max((int(each.name) for each in model.glob("[0-9]*") if each.name.isdecimal()), default=1))
 
 
 async def _keys() -> str:

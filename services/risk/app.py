@@ -21,6 +21,7 @@ from weir.streams.ports import Place
 log = get_logger("weir.risk.app")
 
 _POLICY_CHECK_S = 1.0
+_CHAMPION_CHECK_S = 1.0
 _GC_THRESHOLDS = (50_000, 20, 50)
 
 
@@ -63,6 +64,7 @@ class RiskApp(EngineApp):
         for follower in worker.followers:
             self.beside(follower.follow())
         self.beside(every(_POLICY_CHECK_S, worker.policy.reload_if_changed))
+        self.beside(every(_CHAMPION_CHECK_S, worker.champion.look))
         self.beside(worker.keep_snapshots())
         if worker.standbys is not None:
             self.beside(worker.standbys.run())
@@ -71,7 +73,7 @@ class RiskApp(EngineApp):
         gc.freeze()
         # A batch makes thousands of objects and no cycle: the default looks for cycles several times a batch.
         gc.set_threshold(*_GC_THRESHOLDS)
-        log.info("risk_worker_opened", group=settings.group, model=worker.model.model)
+        log.info("risk_worker_opened", group=settings.group, model=worker.scoring.model.ref.name)
         return worker.engine
 
     async def assigned(self, new: set[TP], kept: set[TP]) -> None:
@@ -103,7 +105,8 @@ class RiskApp(EngineApp):
             **standing,
             "standby": sorted(worker.standbys.positions) if worker.standbys is not None else [],
             "guarantee": self.settings.processing_guarantee,
-            "model_ready": await worker.model.ready(),
+            "model_ready": await worker.scoring.client.ready(),
+            "model_version": worker.scoring.model.ref.version,
             "policy": worker.policy.policy.version,
             "accounts": worker.state.account_count,
             "terminals": worker.state.terminals.row_count,

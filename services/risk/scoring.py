@@ -15,6 +15,7 @@ from weir.errors import ConfigError, IntegrityError, MissingPart
 from weir.features.payments import DEFAULT, FEATURES
 from weir.inference.client import ModelClient
 from weir.inference.errors import ModelRejected, ModelUnavailable
+from weir.inference.stages import LOG, PEOPLE, Stage, read_stages
 from weir.obs.log import get_logger
 from weir.obs.metrics import Metrics
 
@@ -36,6 +37,32 @@ class ServedModel:
     features: tuple[str, ...]
     feature_spec: str
     base_logit: float
+
+    @classmethod
+    def deciding(cls, repository: Path, name: str, pinned: str | None) -> "ServedModel":
+        """The version that is to decide: the champion where there is a log of stages, else as `read`.
+
+        Raises:
+            ConfigError: there is no champion, or another version is pinned. IntegrityError: the log or the
+            version is not what was signed. MissingPart, ConfigError: see `read`.
+        """
+        stages = read_stages(repository / name / LOG, repository / PEOPLE)
+        if stages is None:
+            return cls.read(repository, name, pinned)
+        champion = stages.at(Stage.CHAMPION)
+        if champion is None:
+            raise ConfigError(f"{repository / name}: no version is champion. See `weir models stages`.")
+        if pinned not in (None, champion):
+            raise ConfigError(
+                f"[risk] model_version pins {pinned}, but the champion is {champion}: one person's setting "
+                "is not two people's step. Take the pin out, or see `weir models propose`."
+            )
+        model = cls.read(repository, name, champion)
+        if model.ref.sha256 != stages.sha256[model.ref.version]:
+            raise IntegrityError(
+                f"{repository / name / model.ref.version}: not the model that was made champion. Restore it."
+            )
+        return model
 
     @classmethod
     def read(cls, repository: Path, name: str, version: str | None) -> "ServedModel":
@@ -89,36 +116,48 @@ class ModelScoring:
     """Asks Triton; without an answer the batch is decided by rules, marked degraded."""
 
     def __init__(self, client: ModelClient, model: ServedModel, metrics: Metrics) -> None:
-        self._client, self._model, self._metrics = client, model, metrics
+        self.client, self.model, self._metrics = client, model, metrics
         self._degraded = ""
+
+    def swap(self, client: ModelClient, model: ServedModel) -> ModelClient:
+        """Ask this one from the next batch on; the client that was asked, which calls may still use."""
+        before, self.client, self.model = self.client, client, model
+        return before
 
     async def __call__(self, read: ReadBatch) -> Scored:
         """The scores, or the one word for why there are none."""
-        begun = perf_counter_ns()
+        # One version for the whole batch, though another may take over meanwhile.
+        begun, client, model = perf_counter_ns(), self.client, self.model
         try:
-            scores = self._scores(await self._client.score(read.features))
+            scores = self.checked(await client.score(read.features), model)
         except ModelUnavailable as error:
             return self._without(error.degraded_reason, error, begun)
         except (ModelRejected, IntegrityError) as error:
             return self._without(ModelRejected.degraded_reason, error, begun)
         if self._degraded:
-            log.info("model_answers_again", model=self._model.ref.name)
+            log.info("model_answers_again", model=model.ref.name)
             self._degraded = ""
         taken_ns = perf_counter_ns() - begun
         self._metrics.stage("model", taken_ns / 1e9)
         return Scored(scores, "", taken_ns // 1000)
 
-    def _scores(self, outputs: Mapping[str, Any]) -> Scores:
+    @staticmethod
+    def checked(outputs: Mapping[str, Any], model: ServedModel) -> Scores:
+        """A version's answer.
+
+        Raises:
+            IntegrityError: its contributions do not add up to its logit.
+        """
         scores = Scores(
             outputs["logit"],
             outputs["probability"],
             outputs["contributions"],
-            self._model.base_logit,
-            self._model.ref,
+            model.base_logit,
+            model.ref,
         )
         if scores.sum_error() > SUM_TOLERANCE_LOGIT:
             raise IntegrityError(
-                f"{self._model.ref.name}: contributions do not add up to the logit, so its reasons would be "
+                f"{model.ref.name}: contributions do not add up to the logit, so its reasons would be "
                 "wrong. Run `weir models verify`."
             )
         return scores

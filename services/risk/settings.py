@@ -30,7 +30,9 @@ class RiskSettings(WeirSettings):
     tenant: str = Field("default", min_length=1, max_length=64, description="stands in every decision id")
     group: str = Field("weir-risk", min_length=1, description="the consumer group")
     model: str = Field("risk", description="the model's name on Triton")
-    model_version: str | None = Field(None, description="pinned version; None takes the repository's newest")
+    model_version: str | None = Field(
+        None, description="pinned version; None takes the champion, or the newest"
+    )
     model_repository: Path = Field(
         Path("triton_models"), description="where model.json stands: feature order, base logit, checksum"
     )

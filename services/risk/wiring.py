@@ -9,6 +9,7 @@ from functools import partial
 from prometheus_client import CollectorRegistry
 
 from services.risk.archive import PolicyArchive
+from services.risk.champion import Champion
 from services.risk.labels import LabelReading
 from services.risk.policy import PolicyFile
 from services.risk.ports import Tables
@@ -67,7 +68,8 @@ class Worker:
     engine: Engine
     state: RiskState
     policy: PolicyFile
-    model: ModelClient
+    scoring: ModelScoring
+    champion: Champion
     followers: Sequence[SideInput]
     snapshots: Snapshots
     snapshot_interval_s: float
@@ -108,7 +110,7 @@ async def open_worker(
     Raises:
         WeirError: the first part that is missing, denied or wrong.
     """
-    model = ServedModel.read(settings.model_repository, settings.model, settings.model_version)
+    model = ServedModel.deciding(settings.model_repository, settings.model, settings.model_version)
     reasons, rates = ReasonTable.load(settings.reasons, model.features), Rates.of(settings.rates)
     archive = PolicyArchive(settings.data_dir / "policies")
     policy = PolicyFile(settings.policy, model.features, metrics.policy_reloaded, archive.keep)
@@ -135,8 +137,10 @@ async def open_worker(
         pseudonymizer = await keyring.pseudonymizer(settings.tenant, deadline_s=KEYS_DEADLINE_S)
         sealer = await keyring.sealer(topics.decisions, deadline_s=KEYS_DEADLINE_S)
         dlq_sealer = await keyring.sealer(topics.risk_dlq, deadline_s=KEYS_DEADLINE_S)
-        client = await stack.enter_async_context(
-            ModelClient(
+        model_metrics = metrics.model(model.ref.name)
+
+        def open_client(model: ServedModel) -> ModelClient:
+            return ModelClient(
                 to.triton,
                 model.ref.name,
                 model.ref.version,
@@ -144,9 +148,12 @@ async def open_worker(
                 rows_max=rows_max_of(settings),
                 row_multiple=ROW_MULTIPLE,
                 deadline_s=settings.score_deadline_ms / 1000,
-                metrics=metrics.model(model.ref.name),
+                metrics=model_metrics,
             )
-        )
+
+        scoring = ModelScoring(open_client(model), model, metrics)
+        champion = Champion(settings, scoring, open_client)
+        stack.push_async_callback(champion.close)
         names = Names(
             settings.tenant,
             DEFAULT.id,
@@ -237,7 +244,7 @@ async def open_worker(
             state,
             reading,
             LabelReading(LabelReader(registry.known), ids["label"], pseudonymizer.hash_key, metrics.registry),
-            ModelScoring(client, model, metrics),
+            scoring,
             writing,
             restoring,
             schemas=lambda values: schemas_at_hand(registry, values),
@@ -265,7 +272,8 @@ async def open_worker(
             engine,
             state,
             policy,
-            client,
+            scoring,
+            champion,
             (labels, journal),
             snapshots,
             settings.snapshot_interval_s,

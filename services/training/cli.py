@@ -22,10 +22,13 @@ from services.training.command import (
 )
 from services.training.errors import ModelBroken, TrainingError
 from services.training.settings import TrainingSettings
+from services.training.stages_cli import approve, person, propose, register, reject, stages, undo
+from weir.inference.stages import Stage
 
 if TYPE_CHECKING:
     from services.training.baselines import Scorer
     from services.training.fit import Recipe
+    from services.training.repository import ModelRepository
     from services.training.train import Table
 
 train = typer.Typer(help="Make a model from labelled events.", no_args_is_help=True)
@@ -195,6 +198,10 @@ def evaluate_risk(
         typer.echo(f"  {name:<20} {interval}")
 
 
+for _step in (person, register, propose, approve, reject, undo, stages):
+    models.command(_step.__name__)(_step)
+
+
 @models.command("list")
 def list_models(repository: Repository = None, as_json: AsJson = False) -> None:
     """Every version in the repository, with its figures on the later week."""
@@ -257,6 +264,20 @@ def verify_models(
                 served.folder, f"made for feature spec {spec}, this code computes {FEATURE_SPEC}"
             )
         typer.echo(f"{each} {found}: whole, sha256 {served.about['sha256'][:12]}")
+    for each in {each for each, _ in chosen}:
+        _verify_stages(home, each)
+
+
+def _verify_stages(home: "ModelRepository", name: str) -> None:
+    """The log of stages is whole, and names versions that are what was registered."""
+    from services.training.stages import StageLog
+
+    state = StageLog(home, name).read()
+    for version, expected in state.sha256.items():
+        if home.about(name, version)["sha256"] != expected:
+            raise ModelBroken(home.root / name / version, "not the model that was registered")
+    if state.lines:
+        typer.echo(f"{name}: {state.lines} signed steps, champion {state.at(Stage.CHAMPION) or 'none'}")
 
 
 def _scorer(

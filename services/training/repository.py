@@ -31,8 +31,14 @@ MAX_BATCH_ROWS = 4096
 REQUIRED = ("name", "version", "sha256", "features", "feature_spec", "base_logit", "trained", "metrics")
 
 
-def config_text(name: str, feature_count: int) -> str:
-    """`config.pbtxt` for Triton's ONNX Runtime backend; trees run on the CPU, so that is where it is put."""
+def config_text(name: str, feature_count: int, versions: Sequence[int] = ()) -> str:
+    """`config.pbtxt` for Triton's ONNX Runtime backend; trees run on the CPU, so that is where it is put.
+
+    Args:
+        versions: which to serve, as the log of stages says; the newest two where there is none.
+    """
+    listed = ", ".join(map(str, versions))
+    policy = f"specific {{ versions: [ {listed} ] }}" if versions else "latest { num_versions: 2 }"
     return f"""\
 # Written by `weir train`; the signature holds for every version in this folder.
 name: "{name}"
@@ -50,7 +56,7 @@ dynamic_batching {{
   preferred_batch_size: [ 256, 1024, 4096 ]
   max_queue_delay_microseconds: 0
 }}
-version_policy {{ latest {{ num_versions: 2 }} }}
+version_policy {{ {policy} }}
 # One thread: more would split a sum by the rows of a call, and a score's last bits would hang on its company.
 parameters {{ key: "intra_op_thread_count" value {{ string_value: "1" }} }}
 """
@@ -142,7 +148,7 @@ class ModelRepository:
             raise TrainingError(f"{target} exists. Take another --version, or say --replace.")
         data = graph.SerializeToString(deterministic=True)
         whole = {**about, "sha256": hashlib.sha256(data).hexdigest()}
-        config = config_text(name, len(whole["features"]))
+        config = config_text(name, len(whole["features"]), self.listed(name))
         others = [each for each in self.versions(name) if str(each) != version]
         config_path = home / "config.pbtxt"
         if others and config_path.exists() and config_path.read_text() != config:
@@ -169,6 +175,30 @@ class ModelRepository:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         return target
+
+    def listed(self, name: str) -> list[int]:
+        """The versions that `config.pbtxt` names to be served; none where it leaves that to Triton."""
+        try:
+            text = (self.root / name / "config.pbtxt").read_text(encoding="utf-8")
+            found = text_format.Parse(text, model_config_pb2.ModelConfig())
+        except (OSError, text_format.ParseError):
+            return []
+        return [int(version) for version in found.version_policy.specific.versions]
+
+    def serve(self, name: str, versions: Sequence[str]) -> None:
+        """Have `config.pbtxt` name these versions to be served; nothing happens where it does.
+
+        Raises:
+            OSError: the disk is full; the file is as it was.
+        """
+        wanted = [int(version) for version in versions]
+        if not wanted or wanted == self.listed(name):
+            return
+        path = self.root / name / "config.pbtxt"
+        text = config_text(name, len(self.about(name, versions[-1])["features"]), wanted)
+        partial = path.with_name(f".config.{os.getpid()}.partial")
+        write_file(partial, text.encode())
+        os.replace(partial, path)
 
     def open(self, name: str, version: str, *, features: Sequence[str] | None = None) -> ServedModel:
         """The version, after every check of `verify`.

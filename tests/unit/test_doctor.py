@@ -7,7 +7,7 @@ import pytest
 
 import weir.cli as cli
 from infra.local import doctor, layout
-from infra.local.doctor import Verdict, examine, newest_version, pins
+from infra.local.doctor import Verdict, examine, pins
 from weir.errors import ExitCode, MissingPart
 
 
@@ -69,10 +69,3 @@ def test_an_environment_that_differs_from_its_lock_is_told(monkeypatch, tmp_path
     monkeypatch.setattr(layout, "REQUIREMENTS", tmp_path)
     with pytest.raises(MissingPart, match=r"rich .*not 0\.0\.1.*no-such-package absent.*make setup"):
         doctor._packages()
-
-
-@pytest.mark.parametrize(("folders", "newest"), [(["1", "2", "10", "x"], "10"), ([], "1")])
-def test_the_newest_version_is_the_highest_number(tmp_path, folders, newest):
-    for name in folders:
-        (tmp_path / name).mkdir()
-    assert newest_version(tmp_path) == newest

@@ -6,6 +6,7 @@ import secrets
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import isawaitable
 from pathlib import Path
 from typing import Self
 
@@ -84,7 +85,8 @@ async def schemas_at_hand(registry: SchemaRegistry, values: Sequence[bytes | Non
 
 
 async def every(seconds: float, call: Callable[[], object]) -> None:
-    """Call again and again until cancelled."""
+    """Call again and again until cancelled; what is awaitable is awaited."""
     while True:
         await asyncio.sleep(seconds)
-        call()
+        if isawaitable(done := call()):
+            await done

@@ -16,7 +16,7 @@ from services.training.additive import Floats
 from services.training.federate.errors import UpdateRefused
 from services.training.federate.layout import Layout
 
-Vote = Literal["first", "better", "same", "worse"]
+Vote = Literal["first", "better", "same", "worse", "alone"]
 
 UPDATE_MAX = 1e6  # logits; what is above has overflowed somewhere
 WORSE_BY, BETTER_BY = 0.01, 0.001  # shares of the validation loss

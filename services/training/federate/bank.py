@@ -8,6 +8,7 @@ in `state`, plain values that stay in the bank's own process.
 from base64 import b64decode, b64encode
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from secrets import token_bytes
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +87,7 @@ class Bank:
         round_ = int(message.head["round"])
         rows = self.load(plan)
         said = self._vote(vector, rows, layout)
-        seed = plan.seed * 10_000 + round_ * 100 + int(self.state["me"])
+        seed = self._seed(plan, round_)
         gains = np.empty(0)
         if message.head["gains"]:
             gains = local.pair_gains(vector, rows.train, layout, plan.recipe, seed)
@@ -134,8 +135,23 @@ class Bank:
         return Message({"seeds": seeds, "keys": keys, "boxes": {str(later): self._new_seed(later, sent)}})
 
     def _judge(self, message: Message) -> Message:
+        """The vote on the last model: `alone` if as many rounds on this bank's own rows do better."""
+        # As in `_train`.
+        from services.training.federate import local
+
         plan, layout, vector = self._given(message)
-        return Message({"vote": self._vote(vector, self.load(plan), layout)})
+        rows = self.load(plan)
+        said = self._vote(vector, rows, layout)
+        own = local.alone(rows.train, layout, plan, self._seed(plan, 0))
+        ours, mine = (local.losses(each, rows.validation, layout) for each in (vector, own))
+        if said != "worse" and aggregate.vote(mine, ours, rows.validation.weight) == "worse":
+            said = "alone"
+        return Message({"vote": said})
+
+    def _seed(self, plan: Plan, round_: int) -> int:
+        """By name: the bank's number is the transport's, and another in each run."""
+        drawn = sha256(f"{plan.seed}/{round_}/{self.name}".encode()).digest()
+        return int.from_bytes(drawn[:4], "big") >> 1
 
     def _given(self, message: Message) -> tuple[Plan, Layout, Floats]:
         plan, layout = Plan.from_json(self.state["plan"]), Plan.layout()

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from services.training.additive import AdditiveModel, Calibration, Floats, from_lightgbm
 from services.training.federate.layout import Layout, Pair, with_nan
-from services.training.federate.plan import Steps
+from services.training.federate.plan import Plan, Steps
 from services.training.fit import Recipe, Rows
 from services.training.grid import Cells
 
@@ -75,6 +75,21 @@ def boost(vector: Floats, rows: CellRows, layout: Layout, recipe: Recipe, steps:
     booster = _grow(rows, before + update[0], layout, recipe, steps, groups, seed)
     _pour(from_lightgbm([booster.dump_model(num_iteration=-1)], layout.features), layout, update)
     return update
+
+
+def alone(rows: CellRows, layout: Layout, plan: Plan, seed: int) -> Floats:
+    """What as many rounds make of one bank's rows alone, with the layout's pairs: a vector."""
+    single = Layout(layout.features, layout.spec)
+    vector = start(single)
+    for round_ in range(plan.rounds):
+        vector = vector + boost(vector, rows, single, plan.recipe, plan.steps, seed + round_)
+    if layout.pairs:
+        _, vector = single.with_pairs(vector, layout.pairs)
+        for round_ in range(plan.rounds_pair):
+            vector = vector + boost(
+                vector, rows, layout, plan.recipe, plan.steps, seed + plan.rounds + round_
+            )
+    return vector
 
 
 def pair_gains(vector: Floats, rows: CellRows, layout: Layout, recipe: Recipe, seed: int) -> Floats:

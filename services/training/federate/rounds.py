@@ -136,7 +136,7 @@ class Coordinator:
             if stale >= STALE_ROUNDS and not pairs_to_come:
                 self.out.ended = "no_gain"
                 self._note(f"Round {number}: for {stale} rounds most banks gained nothing, so it is enough.")
-                return
+                break
             parts = self._combine(number, members, replies, gains)
             before = self.out.layout, self.out.vector, self.out.counts
             self.out.vector, self.out.counts = self.out.vector + parts.update, parts.counts
@@ -150,6 +150,12 @@ class Coordinator:
         head = {"step": "judge", **self._model_head()}
         message = Message(head, self.out.vector.astype("<f8").tobytes())
         self._weigh(self._ask(dict.fromkeys(self.names, message), self.out.rounds), before, stale)
+        if aggregate.majority(self.out.votes[-1], "alone"):
+            raise _Ended(
+                "voted_down",
+                "Most banks do better with a model of their own rows alone, so the common one is not worth "
+                "having. An update may be poisoned: `--aggregation robust` can name whose.",
+            )
 
     def _weigh(
         self, replies: Mapping[int, Message], before: tuple[Layout, Floats, Floats], stale: int

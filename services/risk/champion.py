@@ -1,0 +1,106 @@
+"""Another version takes over while batches go on: the log of stages is followed, nothing is restarted.
+
+A batch is scored whole by the version that it was begun with; its decisions and its journal record name it.
+The next version is asked only once Triton answers for it, one row was scored, and its contributions add up;
+until then, and when the log is refused, the one before decides.
+"""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from services.risk.scoring import ModelScoring, ServedModel
+from services.risk.settings import RiskSettings
+from weir.errors import IntegrityError, WeirError
+from weir.inference.client import ModelClient
+from weir.inference.errors import ModelRejected, ModelUnavailable
+from weir.inference.stages import LOG, PEOPLE
+from weir.obs.log import get_logger
+
+log = get_logger("weir.risk.champion")
+
+# A call is over by its deadline, and some calls begin at the end of another's.
+_CALLS_UNTIL_CLOSED = 10
+
+
+class Champion:
+    """Follows the log; to be looked at again and again.
+
+    Args:
+        open_client: a client of a version, not connected yet.
+    """
+
+    def __init__(
+        self, settings: RiskSettings, scoring: ModelScoring, open_client: Callable[[ServedModel], ModelClient]
+    ) -> None:
+        self._settings, self._scoring, self._open = settings, scoring, open_client
+        root = settings.model_repository
+        self._files = (root / settings.model / LOG, root / PEOPLE)
+        # Nothing was seen yet: a step between the start's reading and this is not missed.
+        self._seen: object = None
+        self._waiting: ServedModel | None = None
+        self._said = ""
+        self._leaving: list[tuple[float, ModelClient]] = []
+
+    async def look(self) -> None:
+        """Take over a new champion, if there is one and it answers."""
+        await self._close_old()
+        if (found := self._state_of_files()) != self._seen:
+            self._seen = found
+            self._waiting = self._champion()
+        if self._waiting is not None:
+            await self._try(self._waiting)
+
+    async def close(self) -> None:
+        """Close the client that is asked, and those before it."""
+        for _, client in self._leaving:
+            await client.close()
+        self._leaving.clear()
+        await self._scoring.client.close()
+
+    def _champion(self) -> ServedModel | None:
+        settings = self._settings
+        try:
+            model = ServedModel.deciding(settings.model_repository, settings.model, settings.model_version)
+        except WeirError as error:
+            self._say("champion_refused", str(error))
+            return None
+        return None if model.ref == self._scoring.model.ref else model
+
+    async def _try(self, model: ServedModel) -> None:
+        client = self._open(model)
+        try:
+            row = np.zeros((1, len(model.features)), np.float32)
+            self._scoring.checked(await client.score(row), model)
+        except (ModelUnavailable, ModelRejected, IntegrityError) as error:
+            # Triton may still be loading it: asked again at the next look.
+            self._say("champion_waits", f"{model.ref.name} {model.ref.version}: {error}")
+            await client.close()
+            return
+        before = self._scoring.swap(client, model)
+        self._leaving.append((time.monotonic(), before))
+        self._waiting, self._said = None, ""
+        log.info("champion_decides", model=model.ref.name, version=model.ref.version)
+
+    async def _close_old(self) -> None:
+        until = time.monotonic() - _CALLS_UNTIL_CLOSED * self._settings.score_deadline_ms / 1000
+        for left_at, client in [each for each in self._leaving if each[0] < until]:
+            self._leaving.remove((left_at, client))
+            await client.close()
+
+    def _say(self, event: str, why: str) -> None:
+        # Once for each kind of trouble, not at each look.
+        if why != self._said:
+            log.warning(event, error=why)
+            self._said = why
+
+    def _state_of_files(self) -> object:
+        states: list[object] = []
+        for path in self._files:
+            try:
+                found = path.stat()
+                states.append((found.st_mtime_ns, found.st_size, found.st_ino))
+            except OSError:
+                states.append(None)
+        return states
