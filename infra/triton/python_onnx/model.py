@@ -9,6 +9,8 @@ import json
 import os
 import sys
 
+# ONNX Runtime from 1.29 on reports to its maker unless this is set before it is first imported.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 # The stub embeds an interpreter of its own, which does not know the environment that holds onnxruntime.
 sys.path[:0] = [path for path in os.environ.get("WEIR_TRITON_SITE_PACKAGES", "").split(os.pathsep) if path]
 

@@ -189,7 +189,7 @@ name = "weir-federation"
 version = "1.0.0"
 description = "Weir's risk model, trained by several banks"
 license = "Apache-2.0"
-dependencies = ["flwr>=1.24"]
+dependencies = ["flwr>=1.42"]
 
 [tool.hatch.build.targets.wheel]
 packages = ["."]
