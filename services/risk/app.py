@@ -21,7 +21,7 @@ from weir.streams.ports import Place
 log = get_logger("weir.risk.app")
 
 _POLICY_CHECK_S = 1.0
-_CHAMPION_CHECK_S = 1.0
+_STAGES_CHECK_S = 1.0
 _GC_THRESHOLDS = (50_000, 20, 50)
 
 
@@ -64,7 +64,9 @@ class RiskApp(EngineApp):
         for follower in worker.followers:
             self.beside(follower.follow())
         self.beside(every(_POLICY_CHECK_S, worker.policy.reload_if_changed))
-        self.beside(every(_CHAMPION_CHECK_S, worker.champion.look))
+        self.beside(every(_STAGES_CHECK_S, worker.champion.look))
+        self.beside(every(_STAGES_CHECK_S, worker.shadow.look))
+        self.beside(worker.shadow.run())
         self.beside(worker.keep_snapshots())
         if worker.standbys is not None:
             self.beside(worker.standbys.run())

@@ -24,6 +24,27 @@ log = get_logger("weir.risk.champion")
 _CALLS_UNTIL_CLOSED = 10
 
 
+class LogFiles:
+    """Whether the log of stages, or the list of people, is another one than at the last look."""
+
+    def __init__(self, settings: RiskSettings) -> None:
+        root = settings.model_repository
+        self._paths = (root / settings.model / LOG, root / PEOPLE)
+        self._seen: list[object] | None = None
+
+    def changed(self) -> bool:
+        """True at the first look: a step between the start's reading and this is not missed."""
+        states: list[object] = []
+        for path in self._paths:
+            try:
+                found = path.stat()
+                states.append((found.st_mtime_ns, found.st_size, found.st_ino))
+            except OSError:
+                states.append(None)
+        before, self._seen = self._seen, states
+        return states != before
+
+
 class Champion:
     """Follows the log; to be looked at again and again.
 
@@ -35,10 +56,7 @@ class Champion:
         self, settings: RiskSettings, scoring: ModelScoring, open_client: Callable[[ServedModel], ModelClient]
     ) -> None:
         self._settings, self._scoring, self._open = settings, scoring, open_client
-        root = settings.model_repository
-        self._files = (root / settings.model / LOG, root / PEOPLE)
-        # Nothing was seen yet: a step between the start's reading and this is not missed.
-        self._seen: object = None
+        self._files = LogFiles(settings)
         self._waiting: ServedModel | None = None
         self._said = ""
         self._leaving: list[tuple[float, ModelClient]] = []
@@ -46,8 +64,7 @@ class Champion:
     async def look(self) -> None:
         """Take over a new champion, if there is one and it answers."""
         await self._close_old()
-        if (found := self._state_of_files()) != self._seen:
-            self._seen = found
+        if self._files.changed():
             self._waiting = self._champion()
         if self._waiting is not None:
             await self._try(self._waiting)
@@ -94,13 +111,3 @@ class Champion:
         if why != self._said:
             log.warning(event, error=why)
             self._said = why
-
-    def _state_of_files(self) -> object:
-        states: list[object] = []
-        for path in self._files:
-            try:
-                found = path.stat()
-                states.append((found.st_mtime_ns, found.st_size, found.st_ino))
-            except OSError:
-                states.append(None)
-        return states

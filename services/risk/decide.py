@@ -28,7 +28,17 @@ from services.risk.batch import (
 from services.risk.policy import Cost, Policy
 from services.risk.rules import OUTCOME_OF_THEN, Rules
 
-__all__ = ["APPROVE", "DECLINE", "REVIEW", "ModelRef", "RiskBatch", "RiskDecisions", "Scores", "decide"]
+__all__ = [
+    "APPROVE",
+    "DECLINE",
+    "REVIEW",
+    "ModelRef",
+    "RiskBatch",
+    "RiskDecisions",
+    "Scores",
+    "by_thresholds",
+    "decide",
+]
 
 
 def decide(
@@ -54,7 +64,7 @@ def decide(
         raise ValueError(
             f"scores are for {scores.contributions.shape} (rows, features), not {batch.features.shape}"
         )
-    modelled = _by_thresholds(scores.probability, policy)
+    modelled = by_thresholds(scores.probability, policy)
     if policy.cost is not None:
         np.maximum(modelled, _by_cost(scores.probability, batch.amount, policy.cost), out=modelled)
     fired, ruled = rules.fired(batch, degraded=False)
@@ -103,7 +113,7 @@ def _without_model(batch: RiskBatch, rules: Rules, policy: Policy, degraded_reas
     )
 
 
-def _by_thresholds(probability: NDArray[np.float32], policy: Policy) -> NDArray[np.int8]:
+def by_thresholds(probability: NDArray[np.float32], policy: Policy) -> NDArray[np.int8]:
     """(n,) outcomes; a probability that is not a number is reviewed, because neither comparison holds."""
     thresholds = policy.thresholds
     outcome = np.full(len(probability), REVIEW, np.int8)

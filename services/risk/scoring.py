@@ -1,7 +1,7 @@
 """The served model: which one it is, by its model.json, and what it says of a batch."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter_ns
@@ -15,7 +15,7 @@ from weir.errors import ConfigError, IntegrityError, MissingPart
 from weir.features.payments import DEFAULT, FEATURES
 from weir.inference.client import ModelClient
 from weir.inference.errors import ModelRejected, ModelUnavailable
-from weir.inference.stages import LOG, PEOPLE, Stage, read_stages
+from weir.inference.stages import LOG, PEOPLE, Stage, Stages, read_stages
 from weir.obs.log import get_logger
 from weir.obs.metrics import Metrics
 
@@ -57,10 +57,28 @@ class ServedModel:
                 f"[risk] model_version pins {pinned}, but the champion is {champion}: one person's setting "
                 "is not two people's step. Take the pin out, or see `weir models propose`."
             )
-        model = cls.read(repository, name, champion)
-        if model.ref.sha256 != stages.sha256[model.ref.version]:
+        return cls._registered(repository, name, champion, stages)
+
+    @classmethod
+    def standing(cls, repository: Path, name: str, stage: Stage) -> "ServedModel | None":
+        """The version at a stage of the log; None where there is no log, or nobody stands there.
+
+        Raises:
+            IntegrityError: the log or the version is not what was signed.
+            MissingPart, ConfigError: see `read`.
+        """
+        stages = read_stages(repository / name / LOG, repository / PEOPLE)
+        version = None if stages is None else stages.at(stage)
+        if stages is None or version is None:
+            return None
+        return cls._registered(repository, name, version, stages)
+
+    @classmethod
+    def _registered(cls, repository: Path, name: str, version: str, stages: Stages) -> "ServedModel":
+        model = cls.read(repository, name, version)
+        if model.ref.sha256 != stages.sha256[version]:
             raise IntegrityError(
-                f"{repository / name / model.ref.version}: not the model that was made champion. Restore it."
+                f"{repository / name / version}: not the model that was registered. Restore it."
             )
         return model
 
@@ -115,8 +133,15 @@ def rows_max_of(settings: RiskSettings) -> int:
 class ModelScoring:
     """Asks Triton; without an answer the batch is decided by rules, marked degraded."""
 
-    def __init__(self, client: ModelClient, model: ServedModel, metrics: Metrics) -> None:
-        self.client, self.model, self._metrics = client, model, metrics
+    def __init__(
+        self,
+        client: ModelClient,
+        model: ServedModel,
+        metrics: Metrics,
+        show: Callable[[ReadBatch, Scores], None] = lambda _read, _scores: None,
+    ) -> None:
+        """`show` is handed each batch that was scored, with its scores; it must return at once."""
+        self.client, self.model, self._metrics, self._show = client, model, metrics, show
         self._degraded = ""
 
     def swap(self, client: ModelClient, model: ServedModel) -> ModelClient:
@@ -139,6 +164,7 @@ class ModelScoring:
             self._degraded = ""
         taken_ns = perf_counter_ns() - begun
         self._metrics.stage("model", taken_ns / 1e9)
+        self._show(read, scores)
         return Scored(scores, "", taken_ns // 1000)
 
     @staticmethod

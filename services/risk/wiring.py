@@ -19,6 +19,7 @@ from services.risk.reasons import ReasonTable
 from services.risk.restore import Restoring
 from services.risk.scoring import OUTPUTS, ROW_MULTIPLE, ModelScoring, ServedModel, rows_max_of
 from services.risk.settings import RiskSettings
+from services.risk.shadow import Shadow
 from services.risk.snapshots import Snapshots
 from services.risk.standby import Standbys
 from services.risk.state import RiskState, StateTopics
@@ -70,6 +71,7 @@ class Worker:
     policy: PolicyFile
     scoring: ModelScoring
     champion: Champion
+    shadow: Shadow
     followers: Sequence[SideInput]
     snapshots: Snapshots
     snapshot_interval_s: float
@@ -151,7 +153,9 @@ async def open_worker(
                 metrics=model_metrics,
             )
 
-        scoring = ModelScoring(open_client(model), model, metrics)
+        shadow = Shadow(settings, open_client, metrics.registry)
+        stack.push_async_callback(shadow.close)
+        scoring = ModelScoring(open_client(model), model, metrics, shadow.show)
         champion = Champion(settings, scoring, open_client)
         stack.push_async_callback(champion.close)
         names = Names(
@@ -274,6 +278,7 @@ async def open_worker(
             policy,
             scoring,
             champion,
+            shadow,
             (labels, journal),
             snapshots,
             settings.snapshot_interval_s,

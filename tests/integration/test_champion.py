@@ -1,6 +1,7 @@
 """Promotion and rollback on a real Triton while batches go on: none waits, none is without its model."""
 
 import asyncio
+from types import SimpleNamespace
 
 import numpy as np
 from prometheus_client import CollectorRegistry
@@ -8,6 +9,7 @@ from prometheus_client import CollectorRegistry
 from services.risk.champion import Champion
 from services.risk.scoring import OUTPUTS, ModelScoring, ServedModel
 from services.risk.settings import RiskSettings
+from services.risk.shadow import Shadow
 from services.training.stages import StageLog
 from tests.support.stages import repository_of, signers, step
 from weir.config import TritonSettings
@@ -22,6 +24,9 @@ class Batch:
     """The part of a batch that scoring looks at."""
 
     features = np.random.default_rng(3).normal(size=(ROWS, 31)).astype(np.float32)
+    in_force = SimpleNamespace(
+        policy=SimpleNamespace(thresholds=SimpleNamespace(review_at=0.05, decline_at=0.6))
+    )
 
 
 async def test_promotion_and_rollback_under_load_drop_no_batch(start_triton, tmp_path):
@@ -45,8 +50,12 @@ async def test_promotion_and_rollback_under_load_drop_no_batch(start_triton, tmp
         )
 
     model = ServedModel.deciding(home.root, "risk", None)
-    scoring = ModelScoring(client(model), model, Metrics("risk", CollectorRegistry()))
+    registry = CollectorRegistry()
+    shadow = Shadow(settings, client, registry)
+    scoring = ModelScoring(client(model), model, Metrics("risk", CollectorRegistry()), shadow.show)
     champion = Champion(settings, scoring, client)
+    await shadow.look()
+    shadowing = asyncio.create_task(shadow.run())
     seen: list[tuple[str, float]] = []
     ended = asyncio.Event()
 
@@ -65,6 +74,9 @@ async def test_promotion_and_rollback_under_load_drop_no_batch(start_triton, tmp
     running = [asyncio.create_task(batches()) for _ in range(3)]
     try:
         await until("1")
+        async with asyncio.timeout(DEADLINE_S):
+            await shadow.compared()
+        assert registry.get_sample_value("weir_shadow_rows_total", {"result": "compared"})
         step(log, people, "2", Stage.CHAMPION)
         await until("2")
         log.undo("1", Stage.CHAMPION, "the alarm rate tripled", people["guard"])
@@ -72,7 +84,11 @@ async def test_promotion_and_rollback_under_load_drop_no_batch(start_triton, tmp
     finally:
         ended.set()
         await asyncio.gather(*running)
+        shadowing.cancel()
+        await asyncio.gather(shadowing, return_exceptions=True)
+        await shadow.close()
         await champion.close()
+    assert registry.get_sample_value("weir_shadow_rows_total", {"result": "failed"}) is None
     # The versions differ by their base alone, so each answer shows which one gave it.
     logits = {version: {round(logit, 4) for name, logit in seen if name == version} for version in "12"}
     assert [len(values) for values in logits.values()] == [1, 1]

@@ -209,7 +209,7 @@ def test_a_champion_that_was_exchanged_on_the_disk_does_not_decide(crowned, peop
     folder = crowned.repository.root / "risk" / "2"
     about = json.loads((folder / "model.json").read_text())
     (folder / "model.json").write_text(json.dumps({**about, "sha256": "0" * 64}))
-    with pytest.raises(IntegrityError, match="not the model that was made champion"):
+    with pytest.raises(IntegrityError, match="not the model that was registered"):
         ServedModel.deciding(crowned.repository.root, "risk", None)
     with pytest.raises(ModelBroken):
         crowned.undo("2", Stage.CHAMPION, "back", people["guard"])
