@@ -20,6 +20,7 @@ from services.training.command import (
     step,
     table_of,
 )
+from services.training.compare_cli import compare
 from services.training.errors import ModelBroken, TrainingError
 from services.training.settings import TrainingSettings
 from services.training.stages_cli import approve, person, propose, register, reject, stages, undo
@@ -198,7 +199,7 @@ def evaluate_risk(
         typer.echo(f"  {name:<20} {interval}")
 
 
-for _step in (person, register, propose, approve, reject, undo, stages):
+for _step in (person, register, propose, approve, reject, undo, stages, compare):
     models.command(_step.__name__)(_step)
 
 
