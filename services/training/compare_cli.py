@@ -55,8 +55,8 @@ def compare(
     rows = window.rows(events.event_ms) if first_ms < end_ms else None
     if rows is None or not rows.any():
         raise TrainingError(
-            f"{data} has no payments that neither {champion} nor {challenger} has learnt from and whose labels "
-            "are in. Collect later ones with `weir data collect`."
+            f"{data} has no payments that neither {champion} nor {challenger} has learnt from and whose "
+            "labels are in. Collect later ones with `weir data collect`."
         )
     with step("scoring and comparing"):
         samples = [

@@ -1,11 +1,15 @@
 """The search for settings, and the teacher: resumable, before the test week, never below where it began."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from infra.local.layout import ROOT
 from services.training.data import DAY_MS
 from services.training.errors import TrainingError
 from services.training.fit import Recipe, Rows
@@ -13,7 +17,7 @@ from services.training.search import FOUND, JOURNAL, Search, folds, read_found
 from services.training.split import Window
 from services.training.teacher import Lesson, TeacherRecipe, opinions, taught
 from services.training.train import Table, fit
-from tests.support.training import small_table
+from tests.support.training import small_bank, small_table
 
 QUICK = Recipe(threads=1).quick()
 TEACHER = TeacherRecipe(threads=1, bags=1, rounds_max=20, leaves=4)
@@ -82,6 +86,43 @@ def test_a_trial_that_was_cut_off_by_a_kill_is_tried_anew(table, tmp_path):
     assert about["trials"]["teacher"]["fail"] == 1
     again = begun(table, tmp_path)._study("teacher").trials
     assert any(trial.params.get("learning_rate") == rate for trial in again if trial.number != killed.number)
+
+
+def test_two_processes_search_side_by_side_in_one_folder(tmp_path):
+    small_bank(tmp_path / "bank")
+    words = [
+        "train",
+        "search",
+        "--data",
+        "bank",
+        "--out",
+        "search",
+        "--trials",
+        "4",
+        "--weeks",
+        "1",
+        "--json",
+    ]
+    environment = os.environ | {"WEIR_TRAINING_HONEST_ROWS_MAX": "1000", "WEIR_TRAINING_THREADS": "1"}
+    searches = [
+        subprocess.Popen(
+            [sys.executable, "-m", "services.training", *words],
+            cwd=tmp_path,
+            env=environment | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    found = []
+    for search in searches:
+        out, err = search.communicate(timeout=200)
+        assert search.returncode == 0, err
+        found.append(json.loads(out))
+    # None of the other's running trials was taken for a dead one's.
+    assert all("fail" not in counts for each in found for counts in each["trials"].values())
+    assert max(each["trials"]["student"]["complete"] for each in found) >= 1
 
 
 def test_a_search_without_time_says_so_and_keeps_what_it_has(table, tmp_path):
