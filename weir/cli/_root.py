@@ -62,6 +62,8 @@ INSTALLED: dict[str, tuple[Command, ...]] = {
     "data": (Command("data", "A bank's events before a model sees them.", MODELS),),
     "train": (Command("train", "Make a model from labelled events.", MODELS),),
     "evaluate": (Command("evaluate", "Measure a model, or a baseline, on labelled events.", MODELS),),
+    "watch": (Command("watch", "A served model on later events: drift, figures, retraining.", MODELS),),
+    "explain": (Command("explain", "Why the risk model scores as it does.", MODELS),),
     "compress": (
         Command("compress", "A served model made smaller and faster, and what that costs.", MODELS),
     ),
