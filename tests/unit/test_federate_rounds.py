@@ -14,7 +14,8 @@ from services.simulator.settings import SimulatorSettings
 from services.training.data import read_events
 from services.training.evaluate import average_precision
 from services.training.export import to_onnx
-from services.training.federate.bank import Bank, BankRows
+from services.training.federate import masks
+from services.training.federate.bank import Bank, BankRows, purpose
 from services.training.federate.errors import FederationStopped
 from services.training.federate.local import CellRows, Steps
 from services.training.federate.plan import Message, Plan
@@ -164,7 +165,9 @@ def test_no_message_holds_a_row_or_a_secret_in_the_clear(secure, rows):
     secrets_of = {bank.name: bank.state for bank in transport.members}
     for name, _, reply in transport.seen:
         text = json.dumps(reply.head)
-        assert secrets_of[name]["mask_key"] not in text
+        for secret in secrets_of[name]["own"].values():
+            assert secret["seed"] not in text
+            assert secret["key"] not in text
         assert secrets_of[name]["seal_key"] not in text
         assert len(reply.vector) < rows[name].train.cells.nbytes
 
@@ -227,6 +230,46 @@ def test_a_bank_that_drops_out_is_named_and_the_run_goes_on_with_those_left(plan
     outcome.require_good()
 
 
+def test_what_is_told_of_a_lost_bank_opens_none_of_the_rounds_in_which_it_sent(plan, rows):
+    """The coordinator keeps all it is sent, and tries the key of the round in which C was lost on round 1."""
+
+    def silent(name, request, reply):
+        lost = name == "C" and request.head["step"] == "train" and request.head["round"] == 2
+        return None if lost else reply
+
+    transport = InProcess(rows, silent)
+    run = Coordinator(plan, transport)
+    assert run.run().lost == {"C": 2}
+    asked = [(name, q, r) for name, q, r in transport.seen if q.head.get("round") in (1, 2)]
+    first = next(each for each in asked if each[0] == "C" and each[1].head["step"] == "train")
+    words, publics = np.frombuffer(first[2].vector, "<u8"), first[1].head["masks"]
+
+    def told(what: str, round_: int) -> bytes:
+        shares = {
+            transport.members.index(bank) + 1: bytes.fromhex(reply.head[what]["3"])
+            for name, request, reply in asked
+            for bank in transport.members
+            if bank.name == name and request.head["step"] == "unmask" and request.head["round"] == round_
+        }
+        return masks.joined(shares, run.threshold)
+
+    def opened(private: bytes) -> np.ndarray:
+        plain = words - masks.stream(told("seeds", 1), len(words))
+        for other in (1, 2):
+            secret = masks.agreed(private, bytes.fromhex(publics[str(other)]), purpose(run.run_id, 1))
+            plain = plain + masks.stream(secret, len(words))
+        return plain.view(np.int64).astype(np.float64) / 2**24
+
+    clear = InProcess(rows)
+    Coordinator(replace(plan, aggregation="robust", rounds=1, rounds_pair=0), clear).run()
+    update = next(np.frombuffer(r.vector, "<f8") for n, q, r in clear.seen if n == "C" and "round" in q.head)
+    # With the key of round 1, which nobody was told, it would be open: the attempt is the right one.
+    assert opened(bytes.fromhex(transport.members[2].state["own"]["1"]["key"])) == pytest.approx(
+        update, abs=1e-6
+    )
+    assert abs(np.corrcoef(opened(told("keys", 2)), update)[0, 1]) < 0.1
+
+
 def test_a_round_without_the_lost_bank_is_exactly_the_round_of_the_others(plan, rows):
     one = replace(plan, rounds=1, rounds_pair=0)
 
@@ -261,7 +304,7 @@ def test_a_bank_never_tells_both_secrets_of_another(secure):
 def test_a_threshold_that_half_of_the_banks_reach_is_refused(plan):
     bank = Bank("A", lambda plan: None)
     bank.answer(Message({"step": "hello", "run": "r", "plan": plan.as_json(), "you": 1}))
-    keys = {str(number): {"mask": "", "seal": ""} for number in range(1, 5)}
+    keys = {str(number): {"seal": ""} for number in range(1, 5)}
     reply = bank.answer(Message({"step": "share", "keys": keys, "threshold": 2}))
     assert "threshold is too low" in reply.head["error"]
 

@@ -53,13 +53,12 @@ class Bank:
 
     def _hello(self, message: Message) -> Message:
         self.state.clear()
-        mask, seal = masks.new_key(), masks.new_key()
+        seal = masks.new_key()
         self.state.update(
             {
                 "plan": message.head["plan"],
                 "me": message.head["you"],
                 "run": message.head["run"],
-                "mask_key": mask[0].hex(),
                 "seal_key": seal[0].hex(),
                 "own": {},
                 "boxes": {},
@@ -67,17 +66,15 @@ class Bank:
                 "gone": [],
             }
         )
-        keys = {"mask": mask[1].hex(), "seal": seal[1].hex()}
-        return Message({"name": self.name, "layout": Plan.layout().id, "keys": keys})
+        return Message({"name": self.name, "layout": Plan.layout().id, "keys": {"seal": seal[1].hex()}})
 
     def _share(self, message: Message) -> Message:
-        """Shares of the mask key for the whole run, and of the first round's own seed."""
+        """Shares of the first round's secrets."""
         head = message.head
         if head["threshold"] * 2 <= len(head["keys"]):
             raise UpdateRefused("Half of the banks could take a mask off: the threshold is too low.")
         self.state.update({"keys": head["keys"], "threshold": head["threshold"]})
-        key = self._boxes("key", bytes.fromhex(self.state["mask_key"]), list(head["keys"]))
-        return Message({"boxes": {"key": key, "1": self._new_seed(1, list(head["keys"]))}})
+        return Message(self._fresh(1, list(head["keys"])))
 
     def _train(self, message: Message) -> Message:
         # Each message starts a process, and most need no LightGBM.
@@ -108,9 +105,9 @@ class Bank:
         words = masks.masked(
             masks.to_words(parts.packed()),
             int(self.state["me"]),
-            bytes.fromhex(self.state["mask_key"]),
-            {int(each): bytes.fromhex(self.state["keys"][each]["mask"]) for each in members},
-            bytes.fromhex(self.state["own"][str(round_)]),
+            bytes.fromhex(self.state["own"][str(round_)]["key"]),
+            {int(each): bytes.fromhex(message.head["masks"][each]) for each in members},
+            bytes.fromhex(self.state["own"][str(round_)]["seed"]),
             purpose(self.state["run"], round_),
         )
         return Message(head, words.astype("<u8").tobytes())
@@ -130,9 +127,8 @@ class Bank:
         self.state["told"] = [*self.state["told"], round_]
         self.state["gone"] = [*self.state["gone"], *lost]
         seeds = {each: self._opened(each, round_).hex() for each in sent}
-        keys = {each: self._opened(each, "key").hex() for each in lost}
-        later = int(round_) + 1
-        return Message({"seeds": seeds, "keys": keys, "boxes": {str(later): self._new_seed(later, sent)}})
+        keys = {each: self._opened(each, key_of(round_)).hex() for each in lost}
+        return Message({"seeds": seeds, "keys": keys, **self._fresh(int(round_) + 1, sent)})
 
     def _judge(self, message: Message) -> Message:
         """The vote on the last model: `alone` if as many rounds on this bank's own rows do better."""
@@ -176,10 +172,19 @@ class Bank:
         self.state["judged"] = {"pairs": layout.pairs, "vector": packed}
         return aggregate.vote(before, now, rows.validation.weight)
 
-    def _new_seed(self, round_: int, holders: list[str]) -> dict[str, str]:
-        seed = token_bytes(masks.SECRET_BYTES)
-        self.state["own"] = {**self.state["own"], str(round_): seed.hex()}
-        return self._boxes(str(round_), seed, holders)
+    def _fresh(self, round_: int, holders: list[str]) -> dict[str, Any]:
+        """A round's seed and mask key, shared out; and the key's public half.
+
+        Both are new each round: of a bank that drops out the key is told, and of rounds in which it sent, the
+        seeds have been. One key for all rounds would open those to whoever kept what it sent.
+        """
+        number, seed, (private, public) = str(round_), token_bytes(masks.SECRET_BYTES), masks.new_key()
+        self.state["own"] = {**self.state["own"], number: {"seed": seed.hex(), "key": private.hex()}}
+        boxes = {
+            number: self._boxes(number, seed, holders),
+            key_of(number): self._boxes(key_of(number), private, holders),
+        }
+        return {"boxes": boxes, "masks": {number: public.hex()}}
 
     def _boxes(self, kind: str, secret: bytes, holders: list[str]) -> dict[str, str]:
         """A share for each holder, sealed for it; one's own too, so that all are handled alike."""
@@ -213,6 +218,11 @@ class Bank:
 def purpose(run: str, round_: int) -> str:
     """Names the masks of one round of one run."""
     return f"mask {run} {round_}"
+
+
+def key_of(round_: object) -> str:
+    """What shares of a round's mask keys are filed under; those of its seeds are under its number."""
+    return f"key {round_}"
 
 
 _STEPS: dict[str, Callable[[Bank, Message], Message]] = {

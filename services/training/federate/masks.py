@@ -2,7 +2,8 @@
 
 Every two banks agree on a key and add its stream with opposite signs, so those streams vanish in the sum;
 each adds a stream of its own besides. Seeds are shared out so that enough banks together can take off what
-those who dropped out left behind, and for each bank only one of its two secrets is ever told.
+those who dropped out left behind, and of each bank's two secrets of a round only one is ever told. Both are
+new in each round: else the key of a bank that is lost would open the rounds in which it had sent.
 
 Sums are of 64-bit integers modulo 2**64, fixed point with 24 bits behind the point: no rounding in the sum.
 

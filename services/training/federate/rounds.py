@@ -15,7 +15,7 @@ import numpy as np
 
 from services.training.additive import AdditiveModel, Floats
 from services.training.federate import aggregate, local, masks
-from services.training.federate.bank import purpose
+from services.training.federate.bank import key_of, purpose
 from services.training.federate.errors import FederationStopped, UpdateRefused
 from services.training.federate.layout import Layout
 from services.training.federate.plan import Message, Plan, Transport
@@ -90,6 +90,7 @@ class Coordinator:
         self.names: dict[int, str] = {}
         self.keys: dict[int, Mapping[str, str]] = {}
         self.boxes: dict[str, dict[int, Mapping[str, str]]] = {}
+        self.masks: dict[str, dict[int, str]] = {}
         layout = plan.layout()
         self.out = Outcome(layout, local.start(layout), np.zeros(layout.cell_count))
         self.threshold = 0
@@ -195,12 +196,13 @@ class Coordinator:
             return members, self._ask(dict.fromkeys(members, Message(head, vector)), number)
         members = [bank for bank in members if bank in self.boxes.get(str(number), {})]
         self._require(members)
-        kinds = ["key", str(number)] if number == 1 else [str(number)]
+        kinds = [str(number), key_of(number)]
         requests = {
             bank: Message(
                 {
                     **head,
                     "members": members,
+                    "masks": {str(member): self.masks[str(number)][member] for member in members},
                     "boxes": {
                         f"{kind}/{sender}": boxes[str(bank)]
                         for kind in kinds
@@ -251,7 +253,7 @@ class Coordinator:
                 }
                 for told, chosen in (("seeds", received), ("keys", lost))
             )
-            publics = {bank: bytes.fromhex(self.keys[bank]["mask"]) for bank in members}
+            publics = {bank: bytes.fromhex(self.masks[str(number)][bank]) for bank in members}
             words = masks.unmasked(received, seeds, keys, publics, purpose(self.run_id, number))
             return aggregate.unpacked(masks.from_words(words), self.out.layout, gains)
         except UpdateRefused as error:
@@ -299,6 +301,8 @@ class Coordinator:
         for bank, reply in replies.items():
             for kind, boxes in reply.head["boxes"].items():
                 self.boxes.setdefault(kind, {})[bank] = boxes
+            for number, public in reply.head["masks"].items():
+                self.masks.setdefault(number, {})[bank] = public
 
     def _ask(self, requests: Mapping[int, Message], number: int) -> dict[int, Message]:
         """Replies that are no errors; whoever gave none is out of the run."""
