@@ -119,7 +119,7 @@ class StageLog:
             entry: dict[str, Any] = {
                 "number": state.lines,
                 "previous": state.head,
-                "at": datetime.now(UTC).isoformat(timespec="seconds"),
+                "at": now().isoformat(timespec="seconds"),
                 "act": act.value,
                 "by": signer.name,
                 **what,
@@ -210,6 +210,11 @@ class Signer:
 
     def __repr__(self) -> str:
         return f"Signer({self.name!r})"
+
+
+def now() -> datetime:
+    """When a step is taken, in UTC."""
+    return datetime.now(UTC)
 
 
 def add_person(people: Path, signer: Signer, may: tuple[str, ...]) -> str:

@@ -3,6 +3,9 @@
 import json
 import shutil
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -42,6 +45,15 @@ def crowned(log, people) -> StageLog:
     step(log, people, "1", Stage.CHAMPION)
     step(log, people, "2", Stage.CHAMPION)
     return log
+
+
+@contextmanager
+def freeze_after(text: str) -> Iterator[None]:
+    """Steps are dated a second after that."""
+    then = datetime.fromisoformat(text) + timedelta(seconds=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("services.training.stages.now", lambda: then)
+        yield
 
 
 def test_a_version_climbs_by_two_people_and_sends_the_champion_into_retirement(crowned, people):
@@ -103,6 +115,32 @@ def test_a_name_with_another_key_is_refused(crowned, people, tmp_path):
     number = crowned.propose("3", Stage.SHADOW, "try it", people["anna"])
     with pytest.raises(StepRefused, match="not the one"):
         crowned.approve(number, false)
+
+
+def test_who_has_left_signs_no_more_and_what_was_signed_before_still_holds(crowned, people):
+    listed = crowned.people.read_text()
+    later = (datetime.now(UTC) + timedelta(days=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    crowned.people.write_text(listed.replace("[people.bo]", f"[people.bo]\nuntil = {later}"))
+    step(crowned, people, "3", Stage.SHADOW)
+    soon = (datetime.now(UTC) + timedelta(seconds=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    crowned.people.write_text(listed.replace("[people.bo]", f"[people.bo]\nuntil = {soon}"))
+    number = crowned.propose("3", Stage.CANARY, "go on", people["anna"])
+    with pytest.raises(StepRefused, match="bo may not approve since"), freeze_after(soon):
+        crowned.approve(number, people["bo"])
+    assert crowned.read().stages["3"] is Stage.SHADOW
+
+
+def test_a_step_from_before_the_last_one_is_refused(crowned, people):
+    with pytest.raises(StepRefused, match="clock"), freeze_after("2026-01-01T00:00:00Z"):
+        crowned.propose("3", Stage.SHADOW, "back-dated", people["anna"])
+
+
+@pytest.mark.parametrize("until", ["2026-12-01", '"soon"', "2026-12-01T00:00:00"])
+def test_an_end_without_a_zone_is_refused(crowned, people, until):
+    listed = crowned.people.read_text()
+    crowned.people.write_text(listed.replace("[people.bo]", f"[people.bo]\nuntil = {until}"))
+    with pytest.raises(ConfigError, match="a time with its zone"):
+        crowned.read()
 
 
 def test_one_person_cannot_be_two(home, people):

@@ -20,6 +20,7 @@ import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -80,11 +81,15 @@ class StagesBroken(IntegrityError):
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """Who may sign. may: of "register", "propose", "approve", "undo"."""
+    """Who may sign. may: of "register", "propose", "approve", "undo". until: when that ended, or None.
+
+    Who leaves stays on the list, with an end: the steps that were taken before still have to be checked.
+    """
 
     name: str
     key: Ed25519PublicKey
     may: frozenset[str]
+    until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +149,13 @@ class Stages:
         if person is None:
             raise StepRefused(f"{by!r} is not in {PEOPLE}.")
         wanted = _MAY.get(act, "undo")
+        at = datetime.fromisoformat(str(entry["at"]))
         if wanted not in person.may:
             raise StepRefused(f"{by} may not {wanted}.")
+        if person.until is not None and at >= person.until:
+            raise StepRefused(f"{by} may not {wanted} since {person.until.isoformat()}.")
+        if self.history and at < datetime.fromisoformat(str(self.history[-1]["at"])):
+            raise StepRefused("The clock is behind the last step's: correct it.")
         if act is Act.REGISTER:
             self._register(str(entry["version"]), str(entry["sha256"]))
         elif act is Act.PROPOSE:
@@ -221,7 +231,12 @@ def read_people(path: Path) -> dict[str, Person]:
             if raw in seen:
                 raise ConfigError(f"{path}: {name} has the key of {seen[raw]}: one person cannot be two.")
             seen[raw] = name
-            people[str(name)] = Person(str(name), Ed25519PublicKey.from_public_bytes(raw), may)
+            until = about.get("until")
+            if until is not None and (not isinstance(until, datetime) or until.tzinfo is None):
+                raise ConfigError(
+                    f"{path}: until of {name} must be a time with its zone, 2026-12-01T00:00:00Z."
+                )
+            people[str(name)] = Person(str(name), Ed25519PublicKey.from_public_bytes(raw), may, until)
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be read ({error.strerror}). Make it with `weir models person`."
