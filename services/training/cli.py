@@ -22,6 +22,7 @@ from services.training.command import (
 )
 from services.training.compare_cli import compare
 from services.training.errors import ModelBroken, TrainingError
+from services.training.papers_cli import papers
 from services.training.settings import TrainingSettings
 from services.training.stages_cli import approve, person, propose, register, reject, stages, undo
 from weir.inference.stages import Stage
@@ -199,7 +200,7 @@ def evaluate_risk(
         typer.echo(f"  {name:<20} {interval}")
 
 
-for _step in (person, register, propose, approve, reject, undo, stages, compare):
+for _step in (person, register, propose, approve, reject, undo, stages, compare, papers):
     models.command(_step.__name__)(_step)
 
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from matplotlib import rc_context
-from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 BLUE, RED, GREY = "#2f5d8a", "#b3261e", "#8a8f94"
@@ -23,15 +24,27 @@ _LOOK: Any = {
 
 
 @contextmanager
-def picture(path: Path) -> Iterator[Any]:
-    """Axes to draw on; at the end the SVG is at `path`."""
+def drawing() -> Iterator[tuple[Any, dict[str, bytes]]]:
+    """Axes to draw on; at the end the second holds "svg" and "png"."""
+    made: dict[str, bytes] = {}
     with rc_context(_LOOK):
         # The figure itself, without pyplot: no window, and nothing that outlives it.
         figure = Figure(figsize=(6.4, 3.6))
-        FigureCanvasSVG(figure)
-        yield figure.add_subplot()
-        # Without a date, the same numbers give the same file.
-        figure.savefig(path, format="svg", metadata={"Date": None})
+        FigureCanvasAgg(figure)
+        yield figure.add_subplot(), made
+        for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
+            held = BytesIO()
+            # Without a date, the same numbers give the same file.
+            figure.savefig(held, format=kind, metadata=metadata, dpi=160)
+            made[kind] = held.getvalue()
+
+
+@contextmanager
+def picture(path: Path) -> Iterator[Any]:
+    """Axes to draw on; at the end the SVG is at `path`."""
+    with drawing() as (axes, made):
+        yield axes
+    path.write_bytes(made["svg"])
 
 
 def pareto_plot(
@@ -57,3 +70,16 @@ def cost_plot(path: Path, points: Sequence[tuple[float, float]], chosen: float) 
         axes.set_xscale("symlog")
         axes.set_xlabel("payments that people look at, a day")
         axes.set_ylabel("cost a day")
+
+
+def calibration_plot(points: Sequence[tuple[float, float]], *, across: str, up: str) -> tuple[bytes, bytes]:
+    """SVG and PNG of what was expected and what came of it, on logarithmic scales, with their diagonal."""
+    with drawing() as (axes, made):
+        low = min((min(pair) for pair in points), default=1e-3)
+        axes.plot([low, 1], [low, 1], color=GREY, linewidth=0.8)
+        axes.plot(*zip(*sorted(points), strict=True), color=BLUE, marker="o", markersize=4, linewidth=1)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel(across)
+        axes.set_ylabel(up)
+    return made["svg"], made["png"]
