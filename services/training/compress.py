@@ -5,8 +5,9 @@
                 anything goes altogether
     quantised   a table's shares take 256 (int8) or 16 (int4) evenly spaced values, and neighbours that are
                 alike join. ONNX's tree operator holds float32 alone, so the gain is the nodes that go
+    as tensors  no trees at all (`tensors`), the shares in float32 or in real int8: small, and for a GPU
 
-Both keep the model additive: its reasons stay exact reasons of the smaller model. How far they are from the
+All keep the model additive: its reasons stay exact reasons of the smaller model. How far they are from the
 larger one's is measured as well.
 
 Sources: Ward 1963 (joining what costs least first); Jacob et al. 2018 (affine quantisation).
@@ -15,7 +16,7 @@ Sources: Ward 1963 (joining what costs least first); Jacob et al. 2018 (affine q
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -23,7 +24,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from services.training.additive import AdditiveModel, Floats, Floats32, Table
-from services.training.export import INPUT, OUTPUTS
+from services.training.export import INPUT, OUTPUTS, to_onnx
+from services.training.tensors import to_tensors, with_int8_shares
 
 TOLERANCES = (0.003, 0.01, 0.03, 0.1, 0.3)
 TOP = 3  # reasons that a decision shows first
@@ -31,10 +33,17 @@ TOP = 3  # reasons that a decision shows first
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A smaller model, and how it was made."""
+    """A smaller model, how it was made, and whether as trees or, with so many bits a share, as tensors."""
 
     name: str
     model: AdditiveModel
+    tensor_bits: Literal[8, 32] | None = None
+
+    def graph(self, feature_spec: str, name: str = "risk") -> onnx.ModelProto:
+        """What serves it."""
+        if self.tensor_bits is None:
+            return to_onnx(self.model, name=name, feature_spec=feature_spec)
+        return to_tensors(self.model, name=name, feature_spec=feature_spec, bits=self.tensor_bits)
 
 
 def variants(model: AdditiveModel, x: Floats32, weight: Floats) -> list[Variant]:
@@ -50,6 +59,8 @@ def variants(model: AdditiveModel, x: Floats32, weight: Floats) -> list[Variant]
         Variant(f"pruned {tolerance:g}, int{bits}", quantised(pruned(model, x, weight, tolerance), bits))
         for tolerance, bits in ((0.03, 8), (0.1, 8), (0.1, 4))
     ]
+    out.append(Variant("as tensors", model, 32))
+    out.append(Variant("as tensors, int8", with_int8_shares(model), 8))
     return out
 
 

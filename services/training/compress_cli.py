@@ -39,7 +39,6 @@ def compress_risk(
     import onnx
 
     from services.training.compress import pareto, speeds, variants
-    from services.training.export import to_onnx
     from services.training.imported import from_onnx
     from services.training.repository import ModelRepository, config_text, write_file
     from weir.features.payments import DEFAULT
@@ -55,7 +54,7 @@ def compress_risk(
         seen = table.known_rows(table.split.train, honest_max=settings.honest_rows_max, seed=seed)
         made = variants(larger, seen.x, seen.weight)
         spec = served.about["feature_spec"]
-        graphs = {each.name: to_onnx(each.model, name="risk", feature_spec=spec) for each in made}
+        graphs = {each.name: each.graph(spec) for each in made}
     with step("measuring"):
         rows = table.test_rows(DEFAULT.label_delay_days)
         speed = speeds(graphs, table.x[rows])
@@ -79,6 +78,8 @@ def compress_risk(
         if chosen is None:
             names = ", ".join(repr(each.name) for each in made[1:])
             raise TrainingError(f"There is no variant {keep!r}. There are: {names}.")
+        if chosen.tensor_bits is not None:
+            raise TrainingError(f"{keep!r} is a form for a GPU: write it with `weir models export`.")
         about["kept"] = str(
             _keep(chosen, served.about, graphs[keep], home, version, table, rows, settings, seed)
         )

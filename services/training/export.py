@@ -10,6 +10,7 @@ The graph keeps to operator set 17, `ai.onnx.ml` 3 and IR version 8, which ONNX 
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from services.training.additive import AdditiveModel, Table
+from services.training.additive import AdditiveModel, Calibration, Table
 
 OPSET, OPSET_ML, IR_VERSION = 17, 3, 8
 INPUT = "features"
@@ -114,11 +115,7 @@ def to_onnx(model: AdditiveModel, *, name: str, feature_spec: str) -> onnx.Model
     for tree, table in enumerate(model.tables):
         forest.add(tree, table)
     width = len(model.features)
-
-    def constant(label: str, value: float) -> onnx.TensorProto:
-        return helper.make_tensor(label, TensorProto.FLOAT, [1], [float(np.float32(value))])
-
-    calibration = model.calibration
+    more, curve = calibrated(model.calibration)
     graph = helper.make_graph(
         [
             helper.make_node(
@@ -132,30 +129,15 @@ def to_onnx(model: AdditiveModel, *, name: str, feature_spec: str) -> onnx.Model
             helper.make_node("Pad", ["contributions", "pads"], ["padded"], name="pad"),
             helper.make_node("ReduceSum", ["padded", "axis"], ["moved"], keepdims=1, name="sum"),
             helper.make_node("Add", ["moved", "base_logit"], ["logit"], name="logit"),
-            # ln p = -softplus(-logit) and ln(1 - p) = -softplus(logit): no overflow at either end.
-            helper.make_node("Neg", ["logit"], ["negated"], name="negate"),
-            helper.make_node("Softplus", ["negated"], ["log_p"], name="log_p"),
-            helper.make_node("Softplus", ["logit"], ["log_q"], name="log_q"),
-            helper.make_node("Mul", ["log_p", "minus_a"], ["a_term"], name="a_term"),
-            helper.make_node("Mul", ["log_q", "b"], ["b_term"], name="b_term"),
-            helper.make_node("Add", ["a_term", "b_term"], ["both"], name="both"),
-            helper.make_node("Add", ["both", "c"], ["argument"], name="argument"),
-            helper.make_node("Sigmoid", ["argument"], ["probability"], name="probability"),
+            *more,
         ],
         name,
-        [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["n", width])],
-        [
-            helper.make_tensor_value_info("logit", TensorProto.FLOAT, ["n", 1]),
-            helper.make_tensor_value_info("probability", TensorProto.FLOAT, ["n", 1]),
-            helper.make_tensor_value_info("contributions", TensorProto.FLOAT, ["n", width]),
-        ],
+        *signature(width),
         initializer=[
             helper.make_tensor("axis", TensorProto.INT64, [1], [1]),
             helper.make_tensor("pads", TensorProto.INT64, [4], [0, 0, 0, -width % _LANES]),
             constant("base_logit", model.base_logit),
-            constant("minus_a", -calibration.a),
-            constant("b", calibration.b),
-            constant("c", calibration.c),
+            *curve,
         ],
     )
     proto = helper.make_model(
@@ -164,8 +146,46 @@ def to_onnx(model: AdditiveModel, *, name: str, feature_spec: str) -> onnx.Model
         ir_version=IR_VERSION,
         opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", OPSET_ML)],
     )
-    helper.set_model_props(
-        proto, {"weir.features": json.dumps(list(model.features)), "weir.feature_spec": feature_spec}
-    )
+    with_metadata(proto, model.features, feature_spec)
     onnx.checker.check_model(proto)
     return proto
+
+
+def constant(label: str, value: float) -> onnx.TensorProto:
+    """A float32 of its own, (1,)."""
+    return helper.make_tensor(label, TensorProto.FLOAT, [1], [float(np.float32(value))])
+
+
+def calibrated(calibration: Calibration) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """Nodes from `logit` to `probability`, and their constants."""
+    return [
+        # ln p = -softplus(-logit) and ln(1 - p) = -softplus(logit): no overflow at either end.
+        helper.make_node("Neg", ["logit"], ["negated"], name="negate"),
+        helper.make_node("Softplus", ["negated"], ["log_p"], name="log_p"),
+        helper.make_node("Softplus", ["logit"], ["log_q"], name="log_q"),
+        helper.make_node("Mul", ["log_p", "minus_a"], ["a_term"], name="a_term"),
+        helper.make_node("Mul", ["log_q", "b"], ["b_term"], name="b_term"),
+        helper.make_node("Add", ["a_term", "b_term"], ["both"], name="both"),
+        helper.make_node("Add", ["both", "c"], ["argument"], name="argument"),
+        helper.make_node("Sigmoid", ["argument"], ["probability"], name="probability"),
+    ], [
+        constant("minus_a", -calibration.a),
+        constant("b", calibration.b),
+        constant("c", calibration.c),
+    ]
+
+
+def signature(width: int) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
+    """Inputs and outputs, as every service asks them."""
+    return [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["n", width])], [
+        helper.make_tensor_value_info("logit", TensorProto.FLOAT, ["n", 1]),
+        helper.make_tensor_value_info("probability", TensorProto.FLOAT, ["n", 1]),
+        helper.make_tensor_value_info("contributions", TensorProto.FLOAT, ["n", width]),
+    ]
+
+
+def with_metadata(proto: onnx.ModelProto, features: Sequence[str], feature_spec: str) -> None:
+    """Write the feature order and spec into the graph, where they are checked against model.json."""
+    helper.set_model_props(
+        proto, {"weir.features": json.dumps(list(features)), "weir.feature_spec": feature_spec}
+    )

@@ -117,7 +117,7 @@ def test_quantised_shares_take_few_values_and_stay_within_half_a_step(model, x, 
 
 def test_every_variant_is_a_graph_whose_reasons_add_up(model, x):
     for each in variants(model, x, ones(x)):
-        data = graph(each.model).SerializeToString()
+        data = each.graph("spec").SerializeToString()
         session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
         logit, moved = session.run(["logit", "contributions"], {"features": x[:500]})
         assert logit.ravel() == pytest.approx(each.model.base_logit + moved.sum(axis=1), abs=1e-4)
@@ -169,3 +169,5 @@ def test_the_command_writes_a_table_a_plot_and_keeps_what_was_chosen(tmp_path):
     assert len(written.names()) == len(about["variants"])
     with pytest.raises(TrainingError, match="no variant 'int3'"):
         call(*words, "--keep", "int3")
+    with pytest.raises(TrainingError, match="weir models export"):
+        call(*words, "--keep", "as tensors")
