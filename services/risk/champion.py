@@ -86,7 +86,12 @@ class Champion:
         return None if model.ref == self._scoring.model.ref else model
 
     async def _try(self, model: ServedModel) -> None:
-        client = self._open(model)
+        try:
+            client = self._open(model)
+        except WeirError as error:
+            # A certificate may have been taken away since the start: that must not end who decides.
+            self._say("champion_waits", f"{model.ref.name} {model.ref.version}: {error}")
+            return
         try:
             row = np.zeros((1, len(model.features)), np.float32)
             self._scoring.checked(await client.score(row), model)

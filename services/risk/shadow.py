@@ -104,13 +104,14 @@ class Shadow:
         settings = self._settings
         try:
             model = ServedModel.standing(settings.model_repository, settings.model, Stage.SHADOW)
+            if (model and model.ref) == (self._model and self._model.ref):
+                return
+            client = None if model is None else self._open(model)
         except WeirError as error:
             log.warning("shadow_refused", error=str(error))
-            model = None
-        if (model and model.ref) == (self._model and self._model.ref):
-            return
+            model = client = None
         await self.close()
-        self._model, self._client = model, None if model is None else self._open(model)
+        self._model, self._client = model, client
         self._metrics.version.set(0 if model is None else int(model.ref.version))
         log.info("shadow_changed", version=None if model is None else model.ref.version)
 

@@ -11,6 +11,7 @@ from services.risk.scoring import ModelScoring, ServedModel
 from services.risk.settings import RiskSettings
 from services.training.stages import StageLog
 from tests.support.stages import repository_of, signers, step
+from weir.errors import MissingPart
 from weir.inference.errors import ModelUnavailable
 from weir.inference.stages import Stage
 from weir.obs.metrics import Metrics
@@ -93,6 +94,19 @@ async def test_the_version_before_decides_until_the_new_one_answers(bench):
         await bench.champion.look()
         assert await bench.decides() == "1"
     bench.down.clear()
+    await bench.champion.look()
+    assert await bench.decides() == "2"
+
+
+async def test_a_client_that_cannot_be_made_leaves_the_version_that_decides(bench):
+    def no_certificate(model: ServedModel) -> Answers:
+        raise MissingPart("triton.crt is gone")
+
+    made, bench.champion._open = bench.champion._open, no_certificate
+    step(bench.log, bench.people, "2", Stage.CHAMPION)
+    await bench.champion.look()
+    assert await bench.decides() == "1"
+    bench.champion._open = made
     await bench.champion.look()
     assert await bench.decides() == "2"
 

@@ -15,6 +15,7 @@ from services.risk.shadow import Shadow
 from services.training.stages import StageLog
 from tests.support.stages import repository_of, signers, step
 from tests.unit.test_champion import Answers
+from weir.errors import MissingPart
 from weir.inference.stages import Stage
 from weir.obs.metrics import Metrics
 
@@ -116,6 +117,17 @@ async def test_a_shadow_that_left_its_place_is_asked_no_more(stand):
     await stand.scoring(READ)
     await stand.compare()
     assert stand.count("weir_shadow_rows_total", result="compared") == 0
+
+
+async def test_a_client_that_cannot_be_made_shows_no_shadow_and_ends_nothing(stand):
+    def no_certificate(model: ServedModel) -> Answers:
+        raise MissingPart("triton.crt is gone")
+
+    stand.shadow._open = no_certificate
+    step(stand.log, stand.people, "2", Stage.SHADOW)
+    await stand.shadow.look()
+    assert stand.count("weir_shadow_version") == 0
+    assert (await stand.scoring(READ)).scores is not None
 
 
 async def test_a_log_that_somebody_changed_shows_no_shadow(stand):
