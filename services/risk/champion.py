@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from services.risk.policy import file_stamp
 from services.risk.scoring import ModelScoring, ServedModel
 from services.risk.settings import RiskSettings
 from weir.errors import IntegrityError, WeirError
@@ -30,19 +31,12 @@ class LogFiles:
     def __init__(self, settings: RiskSettings) -> None:
         root = settings.model_repository
         self._paths = (root / settings.model / LOG, root / PEOPLE)
-        self._seen: list[object] | None = None
+        self._seen: list[tuple[int, int, int] | None] | None = None
 
     def changed(self) -> bool:
         """True at the first look: a step between the start's reading and this is not missed."""
-        states: list[object] = []
-        for path in self._paths:
-            try:
-                found = path.stat()
-                states.append((found.st_mtime_ns, found.st_size, found.st_ino))
-            except OSError:
-                states.append(None)
-        before, self._seen = self._seen, states
-        return states != before
+        before, self._seen = self._seen, [file_stamp(path) for path in self._paths]
+        return self._seen != before
 
 
 class Champion:

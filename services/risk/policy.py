@@ -236,7 +236,7 @@ class PolicyFile:
         keep: Callable[[bytes], None] | None = None,
     ) -> None:
         self.path, self._features, self._on_reload, self._keep = path, tuple(features), on_reload, keep
-        self._stamp = _stamp(path)
+        self._stamp = file_stamp(path)
         data = read_file(path)
         self._seen_sha256 = hashlib.sha256(data).hexdigest()
         self.in_force = self._compile(data)
@@ -257,7 +257,7 @@ class PolicyFile:
 
         One `stat` when nothing changed; call it every second or so, not for each batch.
         """
-        stamp = _stamp(self.path)
+        stamp = file_stamp(self.path)
         if stamp == self._stamp:
             return False
         self._stamp = stamp
@@ -285,7 +285,7 @@ class PolicyFile:
             self._on_reload(result)
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
+def file_stamp(path: Path) -> tuple[int, int, int] | None:
     """What changes when the file does (the inode, when one is moved into its place); None while missing."""
     try:
         stat = os.stat(path)

@@ -4,6 +4,7 @@ What is compressed, explained or compared is then the very model that serves, wi
 step with it.
 """
 
+import json
 from collections import defaultdict
 from typing import Any
 
@@ -37,8 +38,6 @@ def from_onnx(proto: onnx.ModelProto) -> AdditiveModel:
 
 
 def _json_list(text: str) -> list[Any]:
-    import json
-
     found = json.loads(text)
     if not isinstance(found, list):
         raise ValueError(text)

@@ -44,13 +44,7 @@ def config_text(name: str, feature_count: int, versions: Sequence[int] = ()) -> 
 name: "{name}"
 backend: "onnxruntime"
 default_model_filename: "model.onnx"
-max_batch_size: {MAX_BATCH_ROWS}
-input [ {{ name: "{INPUT}" data_type: TYPE_FP32 dims: [ {feature_count} ] }} ]
-output [
-  {{ name: "logit" data_type: TYPE_FP32 dims: [ 1 ] }},
-  {{ name: "probability" data_type: TYPE_FP32 dims: [ 1 ] }},
-  {{ name: "contributions" data_type: TYPE_FP32 dims: [ {feature_count} ] }}
-]
+{tensor_lines(feature_count)}
 instance_group [ {{ count: 1 kind: KIND_CPU }} ]
 dynamic_batching {{
   preferred_batch_size: [ 256, 1024, 4096 ]
@@ -60,6 +54,18 @@ version_policy {{ {policy} }}
 # One thread: more would split a sum by the rows of a call, and a score's last bits would hang on its company.
 parameters {{ key: "intra_op_thread_count" value {{ string_value: "1" }} }}
 """
+
+
+def tensor_lines(feature_count: int) -> str:
+    """The part of a configuration that says what goes in and what comes out, wherever it is computed."""
+    return f"""\
+max_batch_size: {MAX_BATCH_ROWS}
+input [ {{ name: "{INPUT}" data_type: TYPE_FP32 dims: [ {feature_count} ] }} ]
+output [
+  {{ name: "logit" data_type: TYPE_FP32 dims: [ 1 ] }},
+  {{ name: "probability" data_type: TYPE_FP32 dims: [ 1 ] }},
+  {{ name: "contributions" data_type: TYPE_FP32 dims: [ {feature_count} ] }}
+]"""
 
 
 @dataclass(frozen=True, slots=True)

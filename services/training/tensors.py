@@ -24,10 +24,10 @@ from tritonclient.grpc import model_config_pb2
 
 from services.training.additive import AdditiveModel, Floats, Table
 from services.training.export import INPUT, IR_VERSION, OPSET, calibrated, signature, with_metadata
+from services.training.repository import MAX_BATCH_ROWS, tensor_lines
 
 Backend = Literal["onnxruntime", "onnxruntime-tensorrt", "tensorrt"]
 BACKENDS: tuple[Backend, ...] = ("onnxruntime", "onnxruntime-tensorrt", "tensorrt")
-MAX_BATCH_ROWS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,13 +132,7 @@ optimization { execution_accelerators { gpu_execution_accelerator : [ {
 name: "{name}"
 backend: "{engine}"
 default_model_filename: "{file}"
-max_batch_size: {MAX_BATCH_ROWS}
-input [ {{ name: "{INPUT}" data_type: TYPE_FP32 dims: [ {feature_count} ] }} ]
-output [
-  {{ name: "logit" data_type: TYPE_FP32 dims: [ 1 ] }},
-  {{ name: "probability" data_type: TYPE_FP32 dims: [ 1 ] }},
-  {{ name: "contributions" data_type: TYPE_FP32 dims: [ {feature_count} ] }}
-]
+{tensor_lines(feature_count)}
 instance_group [ {{ count: 1 kind: KIND_GPU }} ]
 dynamic_batching {{
   preferred_batch_size: [ 256, 1024, 4096 ]

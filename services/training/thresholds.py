@@ -15,15 +15,19 @@ card fraud detection (each payment's own amount); Chow 1970 (abstention).
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from services.training.additive import Floats
+from services.training.data import AMOUNT_UNIT, DAY_MS
 from services.training.errors import TrainingError
 
-DAY_MS = 86_400_000
+if TYPE_CHECKING:
+    from services.training.repository import ServedModel
+    from services.training.train import Table
+
 _CANDIDATES = 400
 Bools = NDArray[np.bool_]
 
@@ -64,6 +68,17 @@ class Judged:
     is_fraud: Bools
     amount: Floats
     event_ms: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, table: "Table", scorer: "ServedModel", rows: Bools) -> "Judged":
+        """Rows of a table, as a served version scores them."""
+        payments = table.events.payments
+        return cls(
+            scorer.probability(table.x[rows]),
+            table.events.is_fraud[rows],
+            payments.amount[rows] / AMOUNT_UNIT,
+            payments.event_ms[rows],
+        )
 
     @property
     def days(self) -> int:

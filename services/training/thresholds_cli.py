@@ -24,9 +24,6 @@ def thresholds(
     as_json: AsJson = False,
 ) -> None:
     """The cheapest thresholds within a review team's capacity, and what others would do."""
-    import numpy as np
-
-    from services.training.data import AMOUNT_UNIT
     from services.training.repository import ModelRepository
     from services.training.thresholds import (
         Costs,
@@ -45,18 +42,9 @@ def thresholds(
         table = table_of(data, settings, protocol)
     served = ModelRepository(repository or settings.repository).open("risk", model, features=table.features)
 
-    def judged(rows: "np.ndarray[tuple[int], np.dtype[np.bool_]]") -> Judged:
-        payments = table.events.payments
-        return Judged(
-            served.probability(table.x[rows]),
-            table.events.is_fraud[rows],
-            payments.amount[rows] / AMOUNT_UNIT,
-            payments.event_ms[rows],
-        )
-
     with step("choosing"):
-        before = judged(table.split.validation.rows(table.events.event_ms))
-        after = judged(table.test_rows(DEFAULT.label_delay_days))
+        before = Judged.of(table, served, table.split.validation.rows(table.events.event_ms))
+        after = Judged.of(table, served, table.test_rows(DEFAULT.label_delay_days))
         best = best_thresholds(before, costs, reviews_day=reviews_day)
         steps = [each for each in candidates(before) if each <= best.decline_at]
         curve = what_if(after, costs, [Thresholds(each, best.decline_at) for each in steps])

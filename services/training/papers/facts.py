@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from services.training.additive import Floats
-from services.training.data import AMOUNT_UNIT
 from services.training.evaluate import Report
 from services.training.fit import Bools
 from services.training.repository import ServedModel
@@ -168,17 +167,8 @@ def _bins(probability: Floats, fraud: Bools) -> tuple[Bin, ...]:
 def _thresholds(
     table: Table, served: ServedModel, rows: Bools, costs: Costs, reviews_day: float
 ) -> Mapping[str, Outcome]:
-    def judged(chosen: Bools) -> Judged:
-        payments = table.events.payments
-        return Judged(
-            served.probability(table.x[chosen]),
-            table.events.is_fraud[chosen],
-            payments.amount[chosen] / AMOUNT_UNIT,
-            payments.event_ms[chosen],
-        )
-
-    before = judged(table.split.validation.rows(table.events.event_ms))
-    after = judged(rows)
+    before = Judged.of(table, served, table.split.validation.rows(table.events.event_ms))
+    after = Judged.of(table, served, rows)
     best = best_thresholds(before, costs, reviews_day=reviews_day)
     return {
         "nothing": outcome(after, Thresholds(float("inf"), float("inf")), costs),
