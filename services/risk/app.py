@@ -65,6 +65,7 @@ class RiskApp(EngineApp):
             self.beside(follower.follow())
         self.beside(every(_POLICY_CHECK_S, worker.policy.reload_if_changed))
         self.beside(every(_STAGES_CHECK_S, worker.champion.look))
+        self.beside(every(_STAGES_CHECK_S, worker.canary.look))
         self.beside(every(_STAGES_CHECK_S, worker.shadow.look))
         self.beside(worker.shadow.run())
         self.beside(worker.keep_snapshots())
@@ -109,6 +110,7 @@ class RiskApp(EngineApp):
             "guarantee": self.settings.processing_guarantee,
             "model_ready": await worker.scoring.client.ready(),
             "model_version": worker.scoring.model.ref.version,
+            "canary_version": worker.canary.version,
             "policy": worker.policy.policy.version,
             "accounts": worker.state.account_count,
             "terminals": worker.state.terminals.row_count,

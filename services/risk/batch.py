@@ -1,6 +1,6 @@
 """What goes into a decision and what comes out: columns, checked once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -78,6 +78,15 @@ class Scores:
         _expect("logit", self.logit, np.float32, (n,))
         _expect("probability", self.probability, np.float32, (n,))
         _expect("contributions", self.contributions, np.float32, (n, self.contributions.shape[-1]))
+
+    def rows(self, part: NDArray[np.intp]) -> "Scores":
+        """The answer for some of the rows."""
+        return replace(
+            self,
+            logit=self.logit[part],
+            probability=self.probability[part],
+            contributions=self.contributions[part],
+        )
 
     def sum_error(self) -> float:
         """How far, at most, a row's contributions are from adding up to its logit; logit units."""

@@ -8,8 +8,6 @@ until then, and when the log is refused, the one before decides.
 import time
 from collections.abc import Callable
 
-import numpy as np
-
 from services.risk.policy import file_stamp
 from services.risk.scoring import ModelScoring, ServedModel
 from services.risk.settings import RiskSettings
@@ -39,6 +37,34 @@ class LogFiles:
         return self._seen != before
 
 
+class Leaving:
+    """Clients that are asked no more, closed once every call that they still have is over.
+
+    A channel that is closed at once cancels its calls, and with them the task that waits for the answer.
+    """
+
+    def __init__(self, settings: RiskSettings) -> None:
+        self._after_s = _CALLS_UNTIL_CLOSED * settings.score_deadline_ms / 1000
+        self._clients: list[tuple[float, ModelClient]] = []
+
+    def add(self, client: ModelClient) -> None:
+        """No new call will use this one."""
+        self._clients.append((time.monotonic(), client))
+
+    async def close_old(self) -> None:
+        """Close those whose calls are over."""
+        until = time.monotonic() - self._after_s
+        for left_at, client in [each for each in self._clients if each[0] < until]:
+            self._clients.remove((left_at, client))
+            await client.close()
+
+    async def close(self) -> None:
+        """Close all; nobody waits for them any more."""
+        for _, client in self._clients:
+            await client.close()
+        self._clients.clear()
+
+
 class Champion:
     """Follows the log; to be looked at again and again.
 
@@ -53,11 +79,11 @@ class Champion:
         self._files = LogFiles(settings)
         self._waiting: ServedModel | None = None
         self._said = ""
-        self._leaving: list[tuple[float, ModelClient]] = []
+        self._leaving = Leaving(settings)
 
     async def look(self) -> None:
         """Take over a new champion, if there is one and it answers."""
-        await self._close_old()
+        await self._leaving.close_old()
         if self._files.changed():
             self._waiting = self._champion()
         if self._waiting is not None:
@@ -65,9 +91,7 @@ class Champion:
 
     async def close(self) -> None:
         """Close the client that is asked, and those before it."""
-        for _, client in self._leaving:
-            await client.close()
-        self._leaving.clear()
+        await self._leaving.close()
         await self._scoring.client.close()
 
     def _champion(self) -> ServedModel | None:
@@ -87,23 +111,15 @@ class Champion:
             self._say("champion_waits", f"{model.ref.name} {model.ref.version}: {error}")
             return
         try:
-            row = np.zeros((1, len(model.features)), np.float32)
-            self._scoring.checked(await client.score(row), model)
+            await self._scoring.first_answer(client, model)
         except (ModelUnavailable, ModelRejected, IntegrityError) as error:
             # Triton may still be loading it: asked again at the next look.
             self._say("champion_waits", f"{model.ref.name} {model.ref.version}: {error}")
             await client.close()
             return
-        before = self._scoring.swap(client, model)
-        self._leaving.append((time.monotonic(), before))
+        self._leaving.add(self._scoring.swap(client, model))
         self._waiting, self._said = None, ""
         log.info("champion_decides", model=model.ref.name, version=model.ref.version)
-
-    async def _close_old(self) -> None:
-        until = time.monotonic() - _CALLS_UNTIL_CLOSED * self._settings.score_deadline_ms / 1000
-        for left_at, client in [each for each in self._leaving if each[0] < until]:
-            self._leaving.remove((left_at, client))
-            await client.close()
 
     def _say(self, event: str, why: str) -> None:
         # Once for each kind of trouble, not at each look.

@@ -12,7 +12,7 @@ from services.risk.ports import Counts, Scorer, Tables, Writer
 from services.risk.positions import Owed, Positions
 from services.risk.reading import PaymentReading, ReadBatch
 from services.risk.restore import Restoring
-from services.risk.state import RiskState
+from services.risk.state import NO_CANARY, RiskState
 from services.risk.writing import Scored
 from weir.errors import IntegrityError
 from weir.features.columns import Labels
@@ -123,6 +123,7 @@ class RiskProcessor:
     ) -> tuple[Sequence[AnyOutput], Counts]:
         """Decisions, dead letters, changed rows, and the journal."""
         outputs, counts = await self._write(group, read, scored)
+        canary = scored.canary
         told = self.state.journal(
             read.traces,
             read_ms=read.read_at_ms,
@@ -131,6 +132,7 @@ class RiskProcessor:
             policy=read.in_force.policy.sha256,
             degraded=scored.degraded_reason,
             tables=self._tables,
+            canary=NO_CANARY if canary is None else (canary.scores.model.sha256, canary.share),
         )
         return [*outputs, *read.changelog, *told], counts
 

@@ -60,9 +60,8 @@ class ReadBatch:
     # Payments behind their partition's watermark.
     late: int = 0
 
-    def row(self, index: int) -> "ReadBatch":
-        """One of the good rows, as a batch of its own without the bad ones."""
-        part = np.array([index])
+    def rows(self, part: NDArray[np.intp]) -> "ReadBatch":
+        """Some of the good rows, ascending, as a batch of their own without the bad ones."""
         return replace(
             self,
             columns=self.columns.take(part),

@@ -1,16 +1,19 @@
 """The served model: which one it is, by its model.json, and what it says of a batch."""
 
+import asyncio
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter_ns
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
 
 from services.risk.decide import ModelRef, Scores
 from services.risk.reading import ReadBatch
 from services.risk.settings import RiskSettings
-from services.risk.writing import Scored
+from services.risk.writing import Canaried, Scored
 from weir.errors import ConfigError, IntegrityError, MissingPart
 from weir.features.payments import DEFAULT, FEATURES
 from weir.inference.client import ModelClient
@@ -74,6 +77,19 @@ class ServedModel:
         return cls._registered(repository, name, version, stages)
 
     @classmethod
+    def canary(cls, repository: Path, name: str) -> "tuple[ServedModel, float] | None":
+        """The canary, and for which share of the accounts it decides; None where there is none, or no share.
+
+        Raises:
+            IntegrityError, MissingPart, ConfigError: see `standing`.
+        """
+        stages = read_stages(repository / name / LOG, repository / PEOPLE)
+        version = None if stages is None else stages.at(Stage.CANARY)
+        if stages is None or version is None or not (share := stages.shares.get(version, 0.0)):
+            return None
+        return cls._registered(repository, name, version, stages), share
+
+    @classmethod
     def _registered(cls, repository: Path, name: str, version: str, stages: Stages) -> "ServedModel":
         model = cls.read(repository, name, version)
         if model.ref.sha256 != stages.sha256[version]:
@@ -130,8 +146,25 @@ def rows_max_of(settings: RiskSettings) -> int:
     return max(settings.model_rows_max // ROW_MULTIPLE, 1) * ROW_MULTIPLE
 
 
+class CanaryPort(Protocol):
+    """Who decides for some accounts: `services.risk.canary.Canary`."""
+
+    @property
+    def stands(self) -> bool:
+        """Whether it is to be asked."""
+
+    async def ask(self, read: ReadBatch) -> Canaried | None:
+        """What it says of its accounts' rows; None where it has none of them, or no answer."""
+
+    def decided(self, canaried: Canaried, champion: Scores, policy: Any) -> None:
+        """Its answer stands, beside what the champion would have said."""
+
+
 class ModelScoring:
     """Asks Triton; without an answer the batch is decided by rules, marked degraded."""
+
+    # Who decides for some of the accounts; None where one version decides for all.
+    canary: CanaryPort | None = None
 
     def __init__(
         self,
@@ -153,19 +186,38 @@ class ModelScoring:
         """The scores, or the one word for why there are none."""
         # One version for the whole batch, though another may take over meanwhile.
         begun, client, model = perf_counter_ns(), self.client, self.model
+        canary = self.canary if self.canary is not None and self.canary.stands else None
+        asked = None if canary is None else asyncio.create_task(canary.ask(read))
         try:
             scores = self.checked(await client.score(read.features), model)
+            canaried = None if asked is None else await asked
         except ModelUnavailable as error:
             return self._without(error.degraded_reason, error, begun)
         except (ModelRejected, IntegrityError) as error:
             return self._without(ModelRejected.degraded_reason, error, begun)
+        finally:
+            if asked is not None:
+                # Without the champion's answer rules decide, for all rows alike.
+                asked.cancel()
         if self._degraded:
             log.info("model_answers_again", model=model.ref.name)
             self._degraded = ""
         taken_ns = perf_counter_ns() - begun
         self._metrics.stage("model", taken_ns / 1e9)
         self._show(read, scores)
-        return Scored(scores, "", taken_ns // 1000)
+        if canary is not None and canaried is not None:
+            canary.decided(canaried, scores, read.in_force.policy)
+        return Scored(scores, "", taken_ns // 1000, canaried)
+
+    @classmethod
+    async def first_answer(cls, client: ModelClient, model: ServedModel) -> None:
+        """Return once Triton has scored one row by this version, as it must before it takes over.
+
+        Raises:
+            ModelUnavailable, ModelRejected: Triton has no answer; it may still be loading the version.
+            IntegrityError: as `checked`.
+        """
+        cls.checked(await client.score(np.zeros((1, len(model.features)), np.float32)), model)
 
     @staticmethod
     def checked(outputs: Mapping[str, Any], model: ServedModel) -> Scores:

@@ -1,8 +1,7 @@
 """The version in the shadow's place sees the same batches, decides nothing, and is compared.
 
 It is asked beside the champion and after it: a batch never waits for it. What it has no time for is skipped
-and counted. Each outcome is what the thresholds in force would say of either version's probability, before
-costs and rules.
+and counted.
 """
 
 import asyncio
@@ -11,15 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry
 
-from services.risk.champion import LogFiles
-from services.risk.decide import Scores, by_thresholds
+from services.risk.champion import Leaving, LogFiles
+from services.risk.decide import Scores
+from services.risk.places import PlaceMetrics
 from services.risk.policy import Policy
 from services.risk.reading import ReadBatch
 from services.risk.scoring import ModelScoring, ServedModel
 from services.risk.settings import RiskSettings
-from weir.codec.decision import OUTCOMES as _WORDS
 from weir.errors import IntegrityError, WeirError
 from weir.inference.client import ModelClient
 from weir.inference.errors import ModelRejected, ModelUnavailable
@@ -28,36 +27,7 @@ from weir.obs.log import get_logger
 
 log = get_logger("weir.risk.shadow")
 
-OUTCOMES = tuple(word.lower() for word in _WORDS)
 _WAITING_MAX = 8
-_LOGIT_BUCKETS = (0.001, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-
-
-class ShadowMetrics:
-    """What the shadow would have done."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self.rows = Counter(
-            "weir_shadow_rows_total",
-            "Payments shown to the shadow: compared, skipped (no time), failed (no answer).",
-            ["result"],
-            registry=registry,
-        )
-        self.outcomes = Counter(
-            "weir_shadow_outcomes_total",
-            "Payments compared, by what the thresholds say of each version's probability.",
-            ["champion", "shadow"],
-            registry=registry,
-        )
-        self.moved = Histogram(
-            "weir_shadow_logit_difference",
-            "Mean absolute difference of the two logits in a batch.",
-            buckets=_LOGIT_BUCKETS,
-            registry=registry,
-        )
-        self.version = Gauge(
-            "weir_shadow_version", "The version in the shadow's place; 0 without one.", registry=registry
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +52,15 @@ class Shadow:
     ) -> None:
         self._settings, self._open = settings, open_client
         self._files = LogFiles(settings)
-        self._metrics = ShadowMetrics(registry)
+        self._metrics = PlaceMetrics(
+            registry,
+            "shadow",
+            "Payments shown to the shadow: compared, skipped (no time), failed (no answer).",
+        )
         self._waiting: asyncio.Queue[_Shown] = asyncio.Queue(_WAITING_MAX)
         self._model: ServedModel | None = None
         self._client: ModelClient | None = None
+        self._leaving = Leaving(settings)
         self._failed = ""
 
     def show(self, read: ReadBatch, scores: Scores) -> None:
@@ -99,6 +74,7 @@ class Shadow:
 
     async def look(self) -> None:
         """Ask another version, or none, where the log says so."""
+        await self._leaving.close_old()
         if not self._files.changed():
             return
         settings = self._settings
@@ -110,7 +86,8 @@ class Shadow:
         except WeirError as error:
             log.warning("shadow_refused", error=str(error))
             model = client = None
-        await self.close()
+        if self._client is not None:
+            self._leaving.add(self._client)
         self._model, self._client = model, client
         self._metrics.version.set(0 if model is None else int(model.ref.version))
         log.info("shadow_changed", version=None if model is None else model.ref.version)
@@ -130,6 +107,7 @@ class Shadow:
 
     async def close(self) -> None:
         """Ask nobody any more."""
+        await self._leaving.close()
         client, self._model, self._client = self._client, None, None
         if client is not None:
             await client.close()
@@ -149,11 +127,4 @@ class Shadow:
             return
         self._failed = ""
         self._metrics.rows.labels("compared").inc(len(shown.features))
-        moved = np.abs(scores.logit - shown.scores.logit)
-        self._metrics.moved.observe(float(moved.mean()))
-        pairs = by_thresholds(shown.scores.probability, shown.policy) * len(OUTCOMES) + by_thresholds(
-            scores.probability, shown.policy
-        )
-        for pair, count in zip(*np.unique(pairs, return_counts=True), strict=True):
-            champion, shadow = divmod(int(pair), len(OUTCOMES))
-            self._metrics.outcomes.labels(OUTCOMES[champion], OUTCOMES[shadow]).inc(int(count))
+        self._metrics.compared(shown.scores, scores, shown.policy)

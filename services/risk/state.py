@@ -31,6 +31,7 @@ from weir.streams.batch import BatchGroup
 from weir.streams.journal import JournalRecord, Mark
 
 NOT_SAID = Tables()
+NO_CANARY = ("", 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,12 +355,13 @@ class RiskState:
         policy: str,
         degraded: str,
         tables: Tables = NOT_SAID,
+        canary: tuple[str, float] = NO_CANARY,
     ) -> list[ColumnOutput]:
         """One record a batch."""
         by_partition: dict[int, list[bytes]] = {}
         for trace in traces:
             record = JournalRecord(
-                journal.JOURNAL_VERSION,
+                journal.JOURNAL_VERSION if canary[0] else journal.JOURNAL_WITHOUT_CANARY,
                 trace.offset_first,
                 trace.next_offset,
                 trace.labels,
@@ -372,6 +374,7 @@ class RiskState:
                 trace.contributions,
                 tables.rates,
                 tables.reasons,
+                *canary,
             )
             by_partition.setdefault(trace.partition, []).append(journal.encode(record))
         return [

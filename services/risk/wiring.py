@@ -6,9 +6,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Gauge
 
 from services.risk.archive import PolicyArchive
+from services.risk.canary import Canary
 from services.risk.champion import Champion
 from services.risk.labels import LabelReading
 from services.risk.policy import PolicyFile
@@ -71,6 +72,7 @@ class Worker:
     policy: PolicyFile
     scoring: ModelScoring
     champion: Champion
+    canary: Canary
     shadow: Shadow
     followers: Sequence[SideInput]
     snapshots: Snapshots
@@ -139,23 +141,30 @@ async def open_worker(
         pseudonymizer = await keyring.pseudonymizer(settings.tenant, deadline_s=KEYS_DEADLINE_S)
         sealer = await keyring.sealer(topics.decisions, deadline_s=KEYS_DEADLINE_S)
         dlq_sealer = await keyring.sealer(topics.risk_dlq, deadline_s=KEYS_DEADLINE_S)
-        model_metrics = metrics.model(model.ref.name)
 
-        def open_client(model: ServedModel) -> ModelClient:
-            return ModelClient(
+        def clients(place: str = "") -> Callable[[ServedModel], ModelClient]:
+            """Opens clients; what they count stands under the model's name, and its place if it has one."""
+            counted = metrics.model(model.ref.name + place)
+            return lambda served: ModelClient(
                 to.triton,
-                model.ref.name,
-                model.ref.version,
+                served.ref.name,
+                served.ref.version,
                 outputs=OUTPUTS,
                 rows_max=rows_max_of(settings),
                 row_multiple=ROW_MULTIPLE,
                 deadline_s=settings.score_deadline_ms / 1000,
-                metrics=model_metrics,
+                metrics=counted,
             )
 
-        shadow = Shadow(settings, open_client, metrics.registry)
+        open_client = clients()
+        shadow = Shadow(settings, clients(":shadow"), metrics.registry)
         stack.push_async_callback(shadow.close)
+        canary = Canary(settings, clients(":canary"), metrics.registry)
+        stack.push_async_callback(canary.close)
         scoring = ModelScoring(open_client(model), model, metrics, shadow.show)
+        scoring.canary = canary
+        version = Gauge("weir_champion_version", "The version that decides.", registry=metrics.registry)
+        version.set_function(lambda: int(scoring.model.ref.version))
         champion = Champion(settings, scoring, open_client)
         stack.push_async_callback(champion.close)
         names = Names(
@@ -278,6 +287,7 @@ async def open_worker(
             policy,
             scoring,
             champion,
+            canary,
             shadow,
             (labels, journal),
             snapshots,

@@ -43,27 +43,35 @@ class ReadySealer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Canaried:
+    """What a canary says of these rows, for which it decides; share: of the accounts that are its."""
+
+    rows: NDArray[np.intp]
+    scores: Scores
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
 class Scored:
-    """The model's answer, or why there is none; how long it took."""
+    """The model's answer for each row, or why there is none; how long it took; where a canary decides."""
 
     scores: Scores | None
     degraded_reason: str
     model_us: int
+    canary: Canaried | None = None
 
-    def row(self, index: int) -> "Scored":
-        """The answer for one row."""
-        if self.scores is None:
-            return self
-        part, scores = slice(index, index + 1), self.scores
-        return replace(
-            self,
-            scores=replace(
-                scores,
-                logit=scores.logit[part],
-                probability=scores.probability[part],
-                contributions=scores.contributions[part],
-            ),
-        )
+    def rows(self, part: NDArray[np.intp]) -> "Scored":
+        """The model's answer for some of the rows, a canary left out."""
+        return replace(self, scores=None if self.scores is None else self.scores.rows(part), canary=None)
+
+    def by_model(self, read: ReadBatch) -> "list[tuple[ReadBatch, Scored]]":
+        """The batch, cut into what each version decides, in the order of its rows."""
+        if self.canary is None:
+            return [(read, self)]
+        theirs = replace(self, scores=self.canary.scores, canary=None)
+        rest = np.setdiff1d(np.arange(read.payments.row_count), self.canary.rows, assume_unique=True)
+        parts = [(rest, self.rows(rest)), (self.canary.rows, theirs)]
+        return [(read.rows(rows), scored) for rows, scored in parts if len(rows)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,19 +112,20 @@ class DecisionWriting:
         """The outputs of one batch, and what is counted once they are durable."""
         await self._sealer.ready()
         outputs: list[AnyOutput] = []
-        decisions: Mapping[tuple[str, str], int] = {}
+        decisions: Counter[tuple[str, str]] = Counter()
         bad = list(read.bad)
-        if read.payments.row_count:
+        for part, answer in scored.by_model(read) if read.payments.row_count else ():
             try:
-                decided, decisions = self._decisions(group, read, scored)
+                decided, counted = self._decisions(group, part, answer)
                 outputs += decided
             except SealingKeyExpired:
                 raise
             except Exception as error:  # noqa: BLE001 - one record must not stop its partition
                 log.error("batch_split", row_count=len(group), error=type(error).__name__)
-                single, decisions, culprits = self._one_by_one(group, read, scored)
+                single, counted, culprits = self._one_by_one(group, part, answer)
                 outputs += single
                 bad += culprits
+            decisions.update(counted)
         if bad:
             await self._dlq_sealer.ready()
             outputs += self._letters(group, bad)
@@ -130,8 +139,9 @@ class DecisionWriting:
         counts: Counter[tuple[str, str]] = Counter()
         culprits: list[Bad] = []
         for index in range(read.payments.row_count):
+            row = np.array([index])
             try:
-                decided, counted = self._decisions(group, read.row(index), scored.row(index))
+                decided, counted = self._decisions(group, read.rows(row), scored.rows(row))
             except SealingKeyExpired:
                 raise
             except Exception:  # noqa: BLE001 - as above; the record's place stands in the dead letter

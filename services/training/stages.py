@@ -70,16 +70,24 @@ class StageLog:
         about = self.repository.open(self.name, version).about
         return self._step(signer, Act.REGISTER, version=version, sha256=about["sha256"])
 
-    def propose(self, version: str, to: Stage, why: str, signer: "Signer") -> int:
+    def propose(self, version: str, to: Stage, why: str, signer: "Signer", share: float | None = None) -> int:
         """A step that waits for a second person; its number.
 
+        Args:
+            share: of the accounts, above 0, at most 0.5: for these a canary is to decide.
         Raises:
-            StepRefused: not from where the version is, or no reason is given. ModelBroken: see `register`.
+            StepRefused: not from where the version is, no reason is given, or a canary has no share.
+            ModelBroken: see `register`.
         """
         if not why.strip():
             raise StepRefused("A step needs a reason: say --why.")
+        if to is Stage.CANARY and share is None:
+            raise StepRefused(
+                "A canary decides for a share of the accounts: say --share, 0.05 for one in 20."
+            )
         self._unchanged(version)
-        return self._step(signer, Act.PROPOSE, version=version, to=to.value, why=why.strip())
+        what: dict[str, Any] = {} if share is None else {"share": share}
+        return self._step(signer, Act.PROPOSE, version=version, to=to.value, why=why.strip(), **what)
 
     def approve(self, proposal: int, signer: "Signer") -> int:
         """The step is taken.

@@ -56,12 +56,16 @@ def propose(
     why: Why,
     by: By,
     key: Key,
+    share: Annotated[
+        float | None,
+        typer.Option(help="Of the accounts, up to 0.5: for these a canary is to decide.", show_default=False),
+    ] = None,
     model: Model = "risk",
     repository: Repository = None,
 ) -> None:
     """Propose a step; another person approves it."""
     log, signer = _opened(model, by, key, repository)
-    number = log.propose(version, to, why, signer)
+    number = log.propose(version, to, why, signer, share)
     typer.echo(
         f"Proposal {number}: {model} {version} to {to}. Another person: `weir models approve {number}`."
     )
@@ -117,6 +121,7 @@ def stages(model: Model = "risk", repository: Repository = None, as_json: AsJson
                     "to": each.to,
                     "by": each.by,
                     "why": each.why,
+                    **({"share": each.share} if each.share else {}),
                 }
                 for each in state.open.values()
             ],
@@ -136,11 +141,15 @@ def stages(model: Model = "risk", repository: Repository = None, as_json: AsJson
         return
     for version in sorted(state.stages, key=int):
         back = "  (a rollback goes here)" if version == state.champion_before() else ""
+        if state.stages[version] is Stage.CANARY:
+            back += f"  for {state.shares.get(version, 0.0):.2%} of the accounts"
         typer.echo(f"{model} {version}  {state.stages[version]:<9}  {state.sha256[version][:12]}{back}")
     for each in state.open.values():
         typer.echo(f"waits: proposal {each.number}, {each.version} to {each.to}, by {each.by}: {each.why}")
     for entry in state.history:
-        what = " ".join(str(entry[name]) for name in ("version", "to", "proposal", "why") if name in entry)
+        what = " ".join(
+            str(entry[name]) for name in ("version", "to", "share", "proposal", "why") if name in entry
+        )
         typer.echo(f"{entry['number']:>4}  {entry['at']}  {entry['by']}  {entry['act']} {what}")
     typer.echo(f"log: {state.lines} lines, head {state.head}")
 

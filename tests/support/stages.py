@@ -41,6 +41,10 @@ def signers(home: ModelRepository, keys: Path) -> dict[str, Signer]:
     return made
 
 
-def step(log: StageLog, people: dict[str, Signer], version: str, to: Stage) -> None:
-    """Anna proposes, Bo approves."""
-    log.approve(log.propose(version, to, "it is better", people["anna"]), people["bo"])
+def step(
+    log: StageLog, people: dict[str, Signer], version: str, to: Stage, share: float | None = None
+) -> None:
+    """Anna proposes, Bo approves; a canary is for a tenth of the accounts where nothing else is said."""
+    if to is Stage.CANARY and share is None:
+        share = 0.1
+    log.approve(log.propose(version, to, "it is better", people["anna"], share), people["bo"])

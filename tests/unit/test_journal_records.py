@@ -5,7 +5,7 @@ import pytest
 
 from services.risk.ports import Tables
 from services.risk.replay.versions import other_tables
-from services.risk.state import BatchTrace, RiskState, StateTopics
+from services.risk.state import NO_CANARY, BatchTrace, RiskState, StateTopics
 from services.risk.validate import Rates
 from weir.errors import IntegrityError
 from weir.kafka.records import rows_of
@@ -30,8 +30,8 @@ def test_records_of_the_first_version_are_read():
 
 
 def test_a_record_of_a_later_release_is_refused():
-    later = msgspec.structs.replace(journal.decode(JOURNAL_1, JournalRecord, ""), version=3)
-    with pytest.raises(IntegrityError, match="version 3, this release reads 1 to 2"):
+    later = msgspec.structs.replace(journal.decode(JOURNAL_1, JournalRecord, ""), version=4)
+    with pytest.raises(IntegrityError, match="version 4, this release reads 1 to 3"):
         journal.decode(journal.encode(later), JournalRecord, "here")
     mark = msgspec.structs.replace(journal.decode(MARK_1, Mark, ""), version=3)
     with pytest.raises(IntegrityError, match="version 3"):
@@ -46,13 +46,22 @@ def test_a_record_with_a_bit_changed_is_refused(bit):
         journal.decode(bytes(damaged), JournalRecord, "here")
 
 
-def told_of(tables: Tables) -> JournalRecord:
-    """What a worker with these tables writes of a batch."""
+def told_of(tables: Tables, canary: tuple[str, float] = NO_CANARY) -> JournalRecord:
+    """What a worker with these tables, and this canary, writes of a batch."""
     state = RiskState(StateTopics("accounts", "journal"), accounts_max=10, terminals_max=10, owner="me")
     trace = BatchTrace(0, 7, 9, {}, {}, b"")
-    (output,) = state.journal([trace], read_ms=1, now_ms=1, model="", policy="", degraded="", tables=tables)
+    (output,) = state.journal(
+        [trace], read_ms=1, now_ms=1, model="", policy="", degraded="", tables=tables, canary=canary
+    )
     ((_, value, _),) = rows_of(output)
     return journal.decode(value, JournalRecord, "")
+
+
+def test_a_record_is_of_the_lowest_version_that_says_all_of_it():
+    """Workers of the release before read on until the first canary decides, and refuse to guess then."""
+    assert told_of(Tables()).version == 2
+    told = told_of(Tables(), ("ab" * 32, 0.05))
+    assert (told.version, told.canary, told.canary_share) == (3, "ab" * 32, 0.05)
 
 
 def test_a_replay_says_which_tables_are_others_than_those_of_then():

@@ -18,7 +18,7 @@ from services.training.repository import ModelRepository
 from services.training.stages import Signer, StageLog, add_person
 from tests.support.stages import RIGHTS, SHIPPED, repository_of, signers, step
 from weir.errors import ConfigError, IntegrityError, WeirError
-from weir.inference.stages import LOG, PEOPLE, Stage, StagesBroken, StepRefused
+from weir.inference.stages import LOG, PEOPLE, Act, Stage, StagesBroken, StepRefused
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_a_proposal_is_answered_once(crowned, people):
 def test_a_step_that_skips_a_rung_is_refused_and_leaves_the_log_as_it_was(crowned, people, version, to, says):
     before = crowned.path.read_bytes()
     with pytest.raises(WeirError, match=says):
-        crowned.propose(version, to, "why not", people["anna"])
+        crowned.propose(version, to, "why not", people["anna"], 0.1 if to is Stage.CANARY else None)
     assert crowned.path.read_bytes() == before
 
 
@@ -124,7 +124,7 @@ def test_who_has_left_signs_no_more_and_what_was_signed_before_still_holds(crown
     step(crowned, people, "3", Stage.SHADOW)
     soon = (datetime.now(UTC) + timedelta(seconds=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
     crowned.people.write_text(listed.replace("[people.bo]", f"[people.bo]\nuntil = {soon}"))
-    number = crowned.propose("3", Stage.CANARY, "go on", people["anna"])
+    number = crowned.propose("3", Stage.CANARY, "go on", people["anna"], 0.1)
     with pytest.raises(StepRefused, match="bo may not approve since"), freeze_after(soon):
         crowned.approve(number, people["bo"])
     assert crowned.read().stages["3"] is Stage.SHADOW
@@ -173,6 +173,38 @@ def test_a_guard_takes_a_canary_back_to_shadow(crowned, people):
     step(crowned, people, "3", Stage.CANARY)
     crowned.undo("3", Stage.SHADOW, "it declines too many", people["guard"])
     assert crowned.read().stages["3"] is Stage.SHADOW
+
+
+def test_a_canarys_share_is_what_two_people_signed_and_may_grow(crowned, people):
+    step(crowned, people, "3", Stage.SHADOW)
+    with pytest.raises(StepRefused, match="say --share"):
+        crowned.propose("3", Stage.CANARY, "go on", people["anna"])
+    for share in (0.01, 0.25):
+        step(crowned, people, "3", Stage.CANARY, share)
+        state = crowned.read()
+        assert (state.at(Stage.CANARY), state.shares["3"]) == ("3", share)
+    assert state.at(Stage.SHADOW) is None
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 0.51, float("nan"), float("inf")])
+def test_a_share_that_is_no_canarys_is_refused(crowned, people, share):
+    step(crowned, people, "3", Stage.SHADOW)
+    with pytest.raises(StepRefused, match="share lies above 0"):
+        crowned.propose("3", Stage.CANARY, "go on", people["anna"], share)
+
+
+def test_no_other_step_has_a_share(crowned, people):
+    with pytest.raises(StepRefused, match="for a canary alone"):
+        crowned.propose("3", Stage.SHADOW, "go on", people["anna"], 0.1)
+
+
+def test_a_canary_of_an_earlier_releases_log_has_no_share_and_decides_nothing(crowned, people):
+    step(crowned, people, "3", Stage.SHADOW)
+    # As `propose` wrote it before a step named a share.
+    number = crowned._step(people["anna"], Act.PROPOSE, version="3", to="canary", why="go on")
+    crowned.approve(number, people["bo"])
+    assert crowned.read().shares["3"] == 0.0
+    assert ServedModel.canary(crowned.repository.root, "risk") is None
 
 
 def test_there_is_one_version_at_each_place(crowned, people):

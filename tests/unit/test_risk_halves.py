@@ -1,6 +1,7 @@
 """One record that breaks a batch leaves it alone: the others are decided, each partition's in its place."""
 
 import itertools
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -20,7 +21,7 @@ from services.risk.reading import PaymentReading
 from services.risk.reasons import ReasonTable
 from services.risk.state import RiskState, StateTopics
 from services.risk.validate import Rates
-from services.risk.writing import DecisionWriting, Names, Scored
+from services.risk.writing import Canaried, DecisionWriting, Names, Scored
 from weir.codec.avro import RowCodec
 from weir.codec.columns import TransactionReader
 from weir.codec.decision import DecisionWriter
@@ -170,6 +171,46 @@ async def test_each_partition_of_a_group_gets_its_own_decisions(halves):
     assert [d["feature_ref"]["offset"] for d in found[0]] == [100, 101]
     assert found[0][0]["reasons"][0]["contribution"] == 1.5
     assert sum(counts.decisions.values()) == 3
+
+
+@pytest.mark.parametrize("of_canary", [[1, 3], [0, 1, 2, 3], [2]])
+async def test_each_decision_names_the_version_that_made_it_and_an_accounts_keep_their_order(
+    halves, of_canary
+):
+    reading, writing = halves
+    both = group((0, [value(0), value(1)]), (1, [value(2), value(3)]))
+    rows = np.array(of_canary)
+    theirs = scored(len(rows)).scores
+    theirs = replace(theirs, logit=theirs.logit + 1, base_logit=-4.0, model=ModelRef("risk", "2", "ff"))
+    answer = replace(scored(4), canary=Canaried(rows, theirs, 0.5))
+    outputs, counts = await writing(both, reading(both), answer)
+    made = [each for found in events(outputs, "weir.decisions", DECISION).values() for each in found]
+    assert sorted((each["event_id"], each["model_version"], each["logit"]) for each in made) == [
+        (f"event-{row}", "2", -2.5) if row in of_canary else (f"event-{row}", "1", -3.5) for row in range(4)
+    ]
+    assert sum(counts.decisions.values()) == 4
+
+
+async def test_a_row_of_a_canary_that_breaks_the_deciding_leaves_the_others_alone(halves, monkeypatch):
+    reading, writing = halves
+    real = writing_module.decide
+
+    def breaks(batch, *rest):
+        if (batch.amount == 20_000).any():
+            raise ZeroDivisionError
+        return real(batch, *rest)
+
+    monkeypatch.setattr(writing_module, "decide", breaks)
+    batch = group((0, [value(0), value(1), value(2), value(3)]))
+    theirs = replace(scored(2).scores, model=ModelRef("risk", "2", "ff"))
+    answer = replace(scored(4), canary=Canaried(np.array([1, 2]), theirs, 0.5))
+    outputs, _ = await writing(batch, reading(batch), answer)
+    made = {
+        each["event_id"]: each["model_version"] for each in events(outputs, "weir.decisions", DECISION)[0]
+    }
+    assert made == {"event-0": "1", "event-2": "2", "event-3": "1"}
+    letters = events(outputs, "weir.risk.dlq", LETTER)
+    assert [(each["reason"], each["offset"]) for each in letters[0]] == [("not_decided", 101)]
 
 
 @pytest.mark.parametrize("traced", [frozenset(), frozenset({1}), frozenset({0, 1})])

@@ -3,8 +3,9 @@
     triton_models/<model>/stages.jsonl       the log, one JSON object a line, only ever longer
     triton_models/people.toml                who may sign: name, Ed25519 public key, what each may do
 
-A version climbs from candidate over shadow and canary to champion, and ends retired. One person proposes a
-step and another one approves it; whoever proposed cannot approve. A guard, a key of a program's own, may
+A version climbs from candidate over shadow and canary to champion, and ends retired. A canary decides for the
+share of the accounts that its step names. One person proposes a step and another one approves it; whoever
+proposed cannot approve. A guard, a key of a program's own, may
 undo alone: take back a canary, or put the last champion in the champion's place, and nothing else.
 
 Each line names the SHA-256 of the line before, and its signature covers that: a line that was edited, moved
@@ -32,6 +33,8 @@ from weir.errors import ConfigError, IntegrityError
 
 LOG, PEOPLE = "stages.jsonl", "people.toml"
 START = "0" * 64
+# More than half of the accounts is no canary: that is a champion that was not promoted.
+SHARE_MAX = 0.5
 
 
 class Stage(StrEnum):
@@ -58,7 +61,8 @@ class Act(StrEnum):
 STEPS: Mapping[Stage, tuple[Stage, ...]] = {
     Stage.CANDIDATE: (Stage.SHADOW, Stage.CHAMPION, Stage.RETIRED),
     Stage.SHADOW: (Stage.CANARY, Stage.CHAMPION, Stage.RETIRED),
-    Stage.CANARY: (Stage.CHAMPION, Stage.SHADOW, Stage.RETIRED),
+    # To where it is: with another share.
+    Stage.CANARY: (Stage.CANARY, Stage.CHAMPION, Stage.SHADOW, Stage.RETIRED),
     Stage.CHAMPION: (),
     Stage.RETIRED: (Stage.CHAMPION, Stage.CANDIDATE),
 }
@@ -102,19 +106,22 @@ class Proposal:
     by: str
     why: str
     at: str
+    share: float = 0.0
 
 
 @dataclass(slots=True)
 class Stages:
     """What the log says, line by line.
 
-    stages: of each version. sha256: of each version's model.onnx when it was registered. champions: the
-    present one last, before it those that it may be rolled back to. open: proposals that nobody has answered.
+    stages: of each version. sha256: of each version's model.onnx when it was registered. shares: of the
+    accounts, 0 to 1, for which a version decides when it is canary. champions: the present one last, before
+    it those that it may be rolled back to. open: proposals that nobody has answered.
     lines, head: how many and the last one's hash.
     """
 
     stages: dict[str, Stage] = field(default_factory=dict)
     sha256: dict[str, str] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
     champions: list[str] = field(default_factory=list)
     open: dict[int, Proposal] = field(default_factory=dict)
     history: list[Mapping[str, Any]] = field(default_factory=list)
@@ -159,9 +166,11 @@ class Stages:
         if act is Act.REGISTER:
             self._register(str(entry["version"]), str(entry["sha256"]))
         elif act is Act.PROPOSE:
-            version, to = str(entry["version"]), Stage(entry["to"])
+            version, to, share = str(entry["version"]), Stage(entry["to"]), _share(entry)
             self._require(version, to)
-            self.open[self.lines] = Proposal(self.lines, version, to, by, str(entry["why"]), str(entry["at"]))
+            self.open[self.lines] = Proposal(
+                self.lines, version, to, by, str(entry["why"]), str(entry["at"]), share
+            )
         elif act is Act.UNDO:
             self._undo(str(entry["version"]), Stage(entry["to"]))
         else:
@@ -190,6 +199,7 @@ class Stages:
             # What was proposed may have become impossible since.
             self._require(proposal.version, proposal.to)
             self._move(proposal.version, proposal.to)
+            self.shares[proposal.version] = proposal.share
         del self.open[number]
 
     def _undo(self, version: str, to: Stage) -> None:
@@ -204,13 +214,25 @@ class Stages:
     def _move(self, version: str, to: Stage) -> None:
         standing = self.at(to) if to in _PLACES else None
         self.stages[version] = to
-        if standing is not None:
+        if standing not in (None, version):
             # Whom it displaces may displace another: a canary that falls back to shadow.
             self._move(standing, _PLACES[to])
         if to is Stage.CHAMPION:
             # Who comes back was the last good one: what came after it is no place to go back to.
             earlier = self.champions.index(version) if version in self.champions else len(self.champions)
             self.champions = [*self.champions[:earlier], version]
+
+
+def _share(entry: Mapping[str, Any]) -> float:
+    """Of the accounts, for a canary; 0 where the step names none, as those of earlier releases."""
+    if "share" not in entry:
+        return 0.0
+    share = entry["share"]
+    if Stage(entry["to"]) is not Stage.CANARY:
+        raise StepRefused("A share is for a canary alone.")
+    if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share <= SHARE_MAX:
+        raise StepRefused(f"A canary's share lies above 0 and at most at {SHARE_MAX:g}, not at {share}.")
+    return float(share)
 
 
 def read_people(path: Path) -> dict[str, Person]:

@@ -19,8 +19,10 @@ from weir.errors import IntegrityError
 
 # 1 did not say where the changelog begins.
 MARK_VERSION = 2
-# 1 had neither rates nor reasons.
-JOURNAL_VERSION = 2
+# 1 had neither rates nor reasons, 2 no canary. Each record is of the lowest version that says all of it, so
+# that workers of an earlier release read on until the first canary decides.
+JOURNAL_VERSION = 3
+JOURNAL_WITHOUT_CANARY = 2
 _CRC_BYTES = 4
 
 Offsets = Mapping[int, int]  # partition to the next offset
@@ -60,6 +62,7 @@ class JournalRecord(msgspec.Struct, frozen=True, array_like=True):
     degraded: why there was no model, or empty.
     contributions: of the service, in its own format.
     rates, reasons: the SHA-256 of each, hexadecimal; empty in a record of version 1, which does not say.
+    canary, canary_share: the SHA-256 of the model that decided for that share of the accounts; empty without.
     """
 
     version: int
@@ -75,6 +78,8 @@ class JournalRecord(msgspec.Struct, frozen=True, array_like=True):
     contributions: bytes
     rates: str = ""
     reasons: str = ""
+    canary: str = ""
+    canary_share: float = 0.0
 
 
 Kind = TypeVar("Kind", Mark, JournalRecord)

@@ -223,8 +223,8 @@ class _Replay:
             # There was no model then, and there is none now: what it would have said is another question.
             scored = Scored(None, record.degraded, 0)
         else:
-            scored, model = await tools.models.score(read, record.model)
-            report.models[model.ref.sha256] = f"{model.ref.name} {model.ref.version}"
+            scored, models = await tools.models.score(read, record)
+            report.models |= {each.ref.sha256: f"{each.ref.name} {each.ref.version}" for each in models}
         outputs, _ = await tools.writing(reread.group, replace(read, in_force=policy, bad=()), scored)
         framed = tools.tap.take()
         if tools.publishing is not None:

@@ -3,15 +3,17 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from services.risk.archive import PolicyArchive
+from services.risk.canary import rows_of
 from services.risk.policy import InForce, compile_policy, read_file
 from services.risk.ports import Tables
 from services.risk.reading import ReadBatch
 from services.risk.scoring import OUTPUTS, ROW_MULTIPLE, ModelScoring, ServedModel, rows_max_of
 from services.risk.settings import RiskSettings
-from services.risk.writing import Scored
+from services.risk.writing import Canaried, Scored
 from weir.config import TritonSettings
 from weir.errors import MissingPart, NeighbourUnavailable
 from weir.inference.client import ModelClient
@@ -115,14 +117,28 @@ class Models:
     async def __aexit__(self, *_: object) -> None:
         await self._clients.aclose()
 
-    async def score(self, read: ReadBatch, sha256: str) -> tuple[Scored, ServedModel]:
-        """The answer of the model of then, or of the one in its place; and which it is.
+    async def score(self, read: ReadBatch, record: JournalRecord) -> tuple[Scored, list[ServedModel]]:
+        """The answers of the models of then, a canary among them, or of the one in their place.
 
         Raises:
             MissingPart: no version in the repository is the model of then.
             NeighbourUnavailable: Triton does not serve it, or gave no scores.
         """
-        sha256 = sha256 if self.instead is None else self.instead.ref.sha256
+        if self.instead is not None:
+            scored, model = await self._by(read, self.instead.ref.sha256)
+            return scored, [model]
+        scored, model = await self._by(read, record.model)
+        if not record.canary:
+            return scored, [model]
+        rows = rows_of(read.payments.account, record.canary, record.canary_share)
+        if not len(rows):
+            return scored, [model]
+        theirs, canary = await self._by(read.rows(rows), record.canary)
+        assert theirs.scores is not None
+        canaried = Canaried(rows, theirs.scores, record.canary_share)
+        return replace(scored, canary=canaried), [model, canary]
+
+    async def _by(self, read: ReadBatch, sha256: str) -> tuple[Scored, ServedModel]:
         known = self._scorings.get(sha256)
         if known is None:
             known = self._scorings[sha256] = await self._open(self.instead or self._find(sha256))
