@@ -23,6 +23,7 @@ from services.training.command import (
 from services.training.compare_cli import compare
 from services.training.errors import ModelBroken, TrainingError
 from services.training.export_cli import export
+from services.training.guard.cli import guard
 from services.training.papers_cli import papers
 from services.training.settings import TrainingSettings
 from services.training.stages_cli import approve, person, propose, register, reject, stages, undo
@@ -201,7 +202,7 @@ def evaluate_risk(
         typer.echo(f"  {name:<20} {interval}")
 
 
-for _step in (person, register, propose, approve, reject, undo, stages, compare, papers, export):
+for _step in (person, register, propose, approve, reject, undo, stages, guard, compare, papers, export):
     models.command(_step.__name__)(_step)
 
 

@@ -34,11 +34,13 @@ from weir.inference.stages import (
     LOG,
     PEOPLE,
     Act,
+    Person,
     Stage,
     Stages,
     StepRefused,
     read_people,
     read_stages,
+    require_right,
     signed_bytes,
 )
 
@@ -108,10 +110,27 @@ class StageLog:
         """A guard's step back, by one signature.
 
         Raises:
-            StepRefused: it is not a step back. ModelBroken: see `register`.
+            StepRefused: it is not a step back. ModelBroken: the last champion's files are not what they were.
         """
-        self._unchanged(version)
+        if to is Stage.CHAMPION:
+            # A canary goes back whatever has become of its files.
+            self._unchanged(version)
         return self._step(signer, Act.UNDO, version=version, to=to.value, why=why.strip())
+
+    def check(self, signer: "Signer", act: Act) -> None:
+        """Return where this key may take such steps, so that nobody finds out only when one is needed.
+
+        Raises:
+            StepRefused: it may not, or is not the key that the list has. ConfigError: see `read_people`.
+        """
+        people = read_people(self.people)
+        self._own_key(signer, people)
+        require_right(people, signer.name, act, now())
+
+    def _own_key(self, signer: "Signer", people: Mapping[str, Person]) -> None:
+        person = people.get(signer.name)
+        if person is not None and person.key.public_bytes_raw() != signer.public:
+            raise StepRefused(f"The key is not the one that {PEOPLE} has for {signer.name}.")
 
     def _unchanged(self, version: str) -> None:
         expected = self.read().sha256.get(version)
@@ -133,9 +152,7 @@ class StageLog:
                 **what,
             }
             people = read_people(self.people)
-            person = people.get(signer.name)
-            if person is not None and person.key.public_bytes_raw() != signer.public:
-                raise StepRefused(f"The key is not the one that {PEOPLE} has for {signer.name}.")
+            self._own_key(signer, people)
             after = deepcopy(state)
             after.apply(entry, people)
             entry["signature"] = signer.sign(signed_bytes(entry))

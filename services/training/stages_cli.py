@@ -45,7 +45,7 @@ def register(
     version: Version, by: By, key: Key, model: Model = "risk", repository: Repository = None
 ) -> None:
     """Enter a version in the log, as a candidate."""
-    log, signer = _opened(model, by, key, repository)
+    log, signer = opened(model, by, key, repository)
     log.register(version, signer)
     typer.echo(f"{model} {version} is a candidate.")
 
@@ -64,7 +64,7 @@ def propose(
     repository: Repository = None,
 ) -> None:
     """Propose a step; another person approves it."""
-    log, signer = _opened(model, by, key, repository)
+    log, signer = opened(model, by, key, repository)
     number = log.propose(version, to, why, signer, share)
     typer.echo(
         f"Proposal {number}: {model} {version} to {to}. Another person: `weir models approve {number}`."
@@ -73,7 +73,7 @@ def propose(
 
 def approve(number: Number, by: By, key: Key, model: Model = "risk", repository: Repository = None) -> None:
     """Take a step that another person proposed."""
-    log, signer = _opened(model, by, key, repository)
+    log, signer = opened(model, by, key, repository)
     waiting = log.read().open.get(number)
     log.approve(number, signer)
     if waiting is not None:
@@ -84,7 +84,7 @@ def reject(
     number: Number, by: By, key: Key, why: Why = "", model: Model = "risk", repository: Repository = None
 ) -> None:
     """Turn a proposal down."""
-    log, signer = _opened(model, by, key, repository)
+    log, signer = opened(model, by, key, repository)
     log.reject(number, why, signer)
     typer.echo(f"Proposal {number} is closed; nothing moved.")
 
@@ -99,7 +99,7 @@ def undo(
     repository: Repository = None,
 ) -> None:
     """A guard's step back, by one signature."""
-    log, signer = _opened(model, by, key, repository)
+    log, signer = opened(model, by, key, repository)
     log.undo(version, to, why, signer)
     typer.echo(f"{model} {version} is {to}.")
 
@@ -158,7 +158,12 @@ def _root(repository: Path | None) -> Path:
     return repository or TrainingSettings.load().repository
 
 
-def _opened(model: str, by: str, key: Path, repository: Path | None) -> "tuple[StageLog, Signer]":
+def opened(model: str, by: str, key: Path, repository: Path | None) -> "tuple[StageLog, Signer]":
+    """The log of a model in a repository, and who signs.
+
+    Raises:
+        TrainingError: no such model. ConfigError: the key cannot be used.
+    """
     from services.training.repository import ModelRepository
     from services.training.stages import Signer, StageLog
 

@@ -23,6 +23,7 @@ from services.keys.settings import KeysServiceSettings
 from services.ledger.settings import LedgerSettings
 from services.risk.settings import RiskSettings
 from services.simulator.settings import SimulatorSettings
+from services.training.guard.settings import GuardSettings
 from services.training.settings import TrainingSettings
 from weir.config import (
     KafkaSettings,
@@ -48,6 +49,7 @@ CLASSES: tuple[type[WeirSettings], ...] = (
     StackSettings,
     SimulatorSettings,
     TrainingSettings,
+    GuardSettings,
     KnowledgeSettings,
     ChatSettings,
 )

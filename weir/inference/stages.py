@@ -152,15 +152,8 @@ class Stages:
             StepRefused: the person may not, the version is unknown, or it cannot go there from where it is.
         """
         act, by = Act(entry["act"]), str(entry["by"])
-        person = people.get(by)
-        if person is None:
-            raise StepRefused(f"{by!r} is not in {PEOPLE}.")
-        wanted = _MAY.get(act, "undo")
         at = datetime.fromisoformat(str(entry["at"]))
-        if wanted not in person.may:
-            raise StepRefused(f"{by} may not {wanted}.")
-        if person.until is not None and at >= person.until:
-            raise StepRefused(f"{by} may not {wanted} since {person.until.isoformat()}.")
+        require_right(people, by, act, at)
         if self.history and at < datetime.fromisoformat(str(self.history[-1]["at"])):
             raise StepRefused("The clock is behind the last step's: correct it.")
         if act is Act.REGISTER:
@@ -221,6 +214,21 @@ class Stages:
             # Who comes back was the last good one: what came after it is no place to go back to.
             earlier = self.champions.index(version) if version in self.champions else len(self.champions)
             self.champions = [*self.champions[:earlier], version]
+
+
+def require_right(people: Mapping[str, Person], name: str, act: Act, at: datetime) -> None:
+    """Return where that person may take such a step at that time.
+
+    Raises:
+        StepRefused: the person is not listed, has not the right, or has it no more.
+    """
+    person, wanted = people.get(name), _MAY.get(act, "undo")
+    if person is None:
+        raise StepRefused(f"{name!r} is not in {PEOPLE}.")
+    if wanted not in person.may:
+        raise StepRefused(f"{name} may not {wanted}.")
+    if person.until is not None and at >= person.until:
+        raise StepRefused(f"{name} may not {wanted} since {person.until.isoformat()}.")
 
 
 def _share(entry: Mapping[str, Any]) -> float:

@@ -1,0 +1,114 @@
+"""What the workers' /metrics say, added up over workers and over time.
+
+Counters begin at zero when a worker does, so what is added up is the growth between two looks, of a worker
+that had the same versions in their places at both.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from services.training.guard.rules import Counted
+
+Key = tuple[str, tuple[tuple[str, str], ...]]
+Samples = Mapping[Key, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Which versions stand where; 0 for none."""
+
+    champion: int
+    canary: int
+
+
+def read(text: str) -> Samples:
+    """Each sample by its name and labels.
+
+    Raises:
+        ValueError: it is no exposition format.
+    """
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): float(sample.value)
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def places_of(samples: Samples) -> Places:
+    """The versions that a worker has in their places."""
+    return Places(
+        int(samples.get(("weir_champion_version", ()), 0)), int(samples.get(("weir_canary_version", ()), 0))
+    )
+
+
+class Growth:
+    """Adds up what workers count while the versions stay in their places.
+
+    Args:
+        model: its name on Triton, under which calls are counted.
+    """
+
+    def __init__(self, model: str) -> None:
+        self._who = {model: "champion", f"{model}:canary": "canary"}
+        self._before: dict[str, Samples] = {}
+        self.places = Places(0, 0)
+        self.counted = Counted()
+
+    def begin(self, places: Places) -> None:
+        """Other versions stand there now: what was counted was of those before."""
+        self.places, self.counted = places, Counted()
+        self._before.clear()
+
+    def take(self, worker: str, samples: Samples) -> None:
+        """What a worker says now; the first time, and while it is at other versions, nothing is added."""
+        if places_of(samples) != self.places:
+            self._before.pop(worker, None)
+            return
+        before = self._before.get(worker)
+        self._before[worker] = samples
+        if before is None:
+            return
+        for key, value in samples.items():
+            # Less than before: the worker has begun anew.
+            grown = value - before.get(key, 0.0) if value >= before.get(key, 0.0) else value
+            if grown:
+                self._add(key[0], dict(key[1]), grown)
+
+    def _add(self, name: str, labels: Mapping[str, str], grown: float) -> None:
+        seen, count = self.counted, round(grown)
+        if name == "weir_canary_rows_total":
+            seen.decided += count * (labels["result"] == "decided")
+            seen.fell_back += count * (labels["result"] == "fell_back")
+        elif name == "weir_canary_outcomes_total":
+            pair = labels["champion"], labels["canary"]
+            seen.outcomes[pair] = seen.outcomes.get(pair, 0) + count
+        elif name == "weir_decisions_total" and labels["service"] == "risk":
+            seen.decisions += count
+            seen.degraded += count * (labels["basis"] == "degraded")
+        elif who := self._who.get(labels.get("model", "")):
+            if name == "weir_model_request_duration_seconds_count":
+                seen.calls[who] = seen.calls.get(who, 0) + count
+            elif name == "weir_model_request_duration_seconds_sum":
+                seen.seconds[who] = seen.seconds.get(who, 0.0) + grown
+
+
+async def ask(client: httpx.AsyncClient, workers: Sequence[str]) -> dict[str, Samples | str]:
+    """Each worker's samples, or in a word why there are none."""
+
+    async def one(worker: str) -> Samples | str:
+        try:
+            answer = await client.get(worker)
+            answer.raise_for_status()
+            return read(answer.text)
+        except httpx.HTTPStatusError as error:
+            return f"it answered {error.response.status_code}"
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            return str(error) or type(error).__name__
+        except ValueError:
+            return "it answered something else than metrics"
+
+    return dict(zip(workers, await asyncio.gather(*map(one, workers)), strict=True))
