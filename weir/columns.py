@@ -48,6 +48,11 @@ class ByteColumn:
         """Some of the strings, over the same buffer."""
         return ByteColumn(self.buffer, self.start[rows], self.length[rows])
 
+    def kept(self) -> "ByteColumn":
+        """The same values in a buffer of their own, which nobody writes over."""
+        end = int((self.start + np.maximum(self.length, 0)).max(initial=0))
+        return ByteColumn(self.buffer[:end].copy(), self.start, self.length)
+
     def to_list(self) -> list[bytes | None]:
         """Every value as bytes, or None."""
         whole = self.buffer.data
@@ -81,6 +86,20 @@ class ByteColumn:
             np.append(self.start, self.buffer.size),
             np.append(self.length, len(value)),
         )
+
+
+def interleaved(parts: Sequence[tuple[NDArray[np.intp], ByteColumn]]) -> ByteColumn:
+    """The values of all parts in one new buffer, each at the row that is named for it.
+
+    Args:
+        parts: (m,) rows and m values; together the rows are 0 to n - 1.
+    """
+    count, before = sum(len(rows) for rows, _ in parts), 0
+    start, length = np.empty(count, np.int64), np.empty(count, np.int64)
+    for rows, column in parts:
+        start[rows], length[rows] = column.start + before, column.length
+        before += column.buffer.size
+    return ByteColumn(np.concatenate([column.buffer for _, column in parts]), start, length)
 
 
 def key_column(keys: NDArray[np.uint64]) -> ByteColumn:

@@ -13,7 +13,7 @@ from services.risk.decide import ModelRef, RiskBatch, RiskDecisions, Scores, dec
 from services.risk.ports import Counts
 from services.risk.reading import NOT_DECIDED, Bad, ReadBatch
 from weir.codec.decision import DecisionColumns, DecisionWriter, StageTimings
-from weir.columns import ByteColumn, Column
+from weir.columns import ByteColumn, Column, interleaved
 from weir.crypto.columns import decision_id_column, envelope_header_column
 from weir.crypto.envelope import HEADER_NAME
 from weir.crypto.keyring import SealingKeyExpired
@@ -61,17 +61,24 @@ class Scored:
     canary: Canaried | None = None
 
     def rows(self, part: NDArray[np.intp]) -> "Scored":
-        """The model's answer for some of the rows, a canary left out."""
+        """The champion's answer for some of the rows, a canary left out."""
         return replace(self, scores=None if self.scores is None else self.scores.rows(part), canary=None)
 
-    def by_model(self, read: ReadBatch) -> "list[tuple[ReadBatch, Scored]]":
-        """The batch, cut into what each version decides, in the order of its rows."""
+    def row(self, index: int) -> "Scored":
+        """The answer for one row, of the version that decides it."""
+        if self.canary is not None and len(place := np.flatnonzero(self.canary.rows == index)):
+            return replace(self, scores=self.canary.scores.rows(place), canary=None)
+        return self.rows(np.array([index]))
+
+    def by_version(self, count: int) -> "list[tuple[NDArray[np.intp], Scored]]":
+        """Which of `count` rows each version decides, ascending, and its answer for them."""
+        every = np.arange(count)
         if self.canary is None:
-            return [(read, self)]
+            return [(every, self)]
         theirs = replace(self, scores=self.canary.scores, canary=None)
-        rest = np.setdiff1d(np.arange(read.payments.row_count), self.canary.rows, assume_unique=True)
+        rest = np.setdiff1d(every, self.canary.rows, assume_unique=True)
         parts = [(rest, self.rows(rest)), (self.canary.rows, theirs)]
-        return [(read.rows(rows), scored) for rows, scored in parts if len(rows)]
+        return [(rows, scored) for rows, scored in parts if len(rows)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +92,26 @@ class Names:
     dlq_topic: str
     dlq_partitions: int
     schema_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """What rows have whoever decides them: ids (n, 16), partition (n,), traces; how long the first waited."""
+
+    ids: NDArray[np.uint8]
+    partition: NDArray[np.int64]
+    traces: Sequence[bytes | None] | None
+    queued_ms: int
+
+    def rows(self, part: NDArray[np.intp]) -> "_Shared":
+        traces = None if self.traces is None else [self.traces[row] for row in part.tolist()]
+        return replace(self, ids=self.ids[part], partition=self.partition[part], traces=traces)
+
+
+@dataclass(slots=True)
+class _Spent:
+    decide_ns: int = 0
+    encode_ns: int = 0
 
 
 class DecisionWriting:
@@ -112,20 +139,19 @@ class DecisionWriting:
         """The outputs of one batch, and what is counted once they are durable."""
         await self._sealer.ready()
         outputs: list[AnyOutput] = []
-        decisions: Counter[tuple[str, str]] = Counter()
+        decisions: Mapping[tuple[str, str], int] = {}
         bad = list(read.bad)
-        for part, answer in scored.by_model(read) if read.payments.row_count else ():
+        if read.payments.row_count:
             try:
-                decided, counted = self._decisions(group, part, answer)
+                decided, decisions = self._decisions(group, read, scored)
                 outputs += decided
             except SealingKeyExpired:
                 raise
             except Exception as error:  # noqa: BLE001 - one record must not stop its partition
                 log.error("batch_split", row_count=len(group), error=type(error).__name__)
-                single, counted, culprits = self._one_by_one(group, part, answer)
+                single, decisions, culprits = self._one_by_one(group, read, scored)
                 outputs += single
                 bad += culprits
-            decisions.update(counted)
         if bad:
             await self._dlq_sealer.ready()
             outputs += self._letters(group, bad)
@@ -139,9 +165,8 @@ class DecisionWriting:
         counts: Counter[tuple[str, str]] = Counter()
         culprits: list[Bad] = []
         for index in range(read.payments.row_count):
-            row = np.array([index])
             try:
-                decided, counted = self._decisions(group, read.rows(row), scored.rows(row))
+                decided, counted = self._decisions(group, read.rows(np.array([index])), scored.row(index))
             except SealingKeyExpired:
                 raise
             except Exception:  # noqa: BLE001 - as above; the record's place stands in the dead letter
@@ -154,38 +179,37 @@ class DecisionWriting:
     def _decisions(
         self, group: BatchGroup, read: ReadBatch, scored: Scored
     ) -> tuple[list[AnyOutput], Mapping[tuple[str, str], int]]:
-        names, policy, rules = self._names, read.in_force.policy, read.in_force.rules
-        begun = perf_counter_ns()
-        risk = RiskBatch(read.features, read.payments.amount, read.payments.channel, read.currency)
-        decisions = decide(risk, scored.scores, rules, policy, scored.degraded_reason)
-        decided = perf_counter_ns()
+        names = self._names
         ids = decision_id_column(names.tenant, read.columns.strings["event_id"], KIND)
         traces = self._traces(group, read)
-        timings = StageTimings(
-            queue_us=max(0, read.read_at_ms - group.batches[0].timestamps_ms[0]) * 1000,
-            decode_us=read.decode_us,
-            features_us=read.features_us,
-            model_us=scored.model_us,
-            decide_us=(decided - begun) // _NS_PER_US,
-        )
         # Rows are in the order of the batches, so each partition's decisions lie together.
         starts = np.searchsorted(read.columns.row, group.starts)
         partition = np.repeat(np.array([batch.partition for batch in group.batches]), np.diff(starts))
-        columns = self._columns(
-            group, read, decisions, policy.version, policy.sha256, ids, partition, timings, traces
-        )
-        framed = self._writer.write_column(columns)
+        shared = _Shared(ids, partition, traces, read.read_at_ms - group.batches[0].timestamps_ms[0])
+        spent, counts = _Spent(), Counter[tuple[str, str]]()
+        parts: list[tuple[NDArray[np.intp], ByteColumn]] = []
+        versions = scored.by_version(read.payments.row_count)
+        for rows, answer in versions:
+            whole = len(versions) == 1
+            framed = self._framed(
+                group,
+                read if whole else read.rows(rows),
+                answer,
+                shared if whole else shared.rows(rows),
+                spent,
+                counts,
+            )
+            column = ByteColumn(framed.buffer, framed.start, framed.length)
+            parts.append((rows, column if whole else column.kept()))
+        framed = parts[0][1] if len(parts) == 1 else interleaved(parts)
         encoded = perf_counter_ns()
         values = self._sealer.seal_column(framed, ids, names.schema_id)
         keys = self._pseudonymizer.of_column(read.columns.strings["account_id"])
         headers = _headers(envelope_header_column(names.schema_id, ids), traces)
         sealed = perf_counter_ns()
-        for stage, start, end in (
-            ("decide", begun, decided),
-            ("encode", decided, encoded),
-            ("seal", encoded, sealed),
-        ):
-            self._metrics.stage(stage, (end - start) / 1e9)  # type: ignore[arg-type]
+        self._metrics.stage("decide", spent.decide_ns / 1e9)
+        self._metrics.stage("encode", spent.encode_ns / 1e9)
+        self._metrics.stage("seal", (sealed - encoded) / 1e9)
         now_ms, rows = self._now_ms(), starts.tolist()
         outputs: list[AnyOutput] = [
             ColumnOutput(
@@ -199,7 +223,35 @@ class DecisionWriting:
             for batch, start, end in zip(group.batches, rows, rows[1:], strict=False)
             if end > start
         ]
-        return outputs, decisions.counts()
+        return outputs, counts
+
+    def _framed(
+        self,
+        group: BatchGroup,
+        read: ReadBatch,
+        scored: Scored,
+        shared: "_Shared",
+        spent: "_Spent",
+        counts: Counter[tuple[str, str]],
+    ) -> Column:
+        """What one version decides, encoded, over the writer's own buffer; adds to `spent` and `counts`."""
+        policy, begun = read.in_force.policy, perf_counter_ns()
+        risk = RiskBatch(read.features, read.payments.amount, read.payments.channel, read.currency)
+        decisions = decide(risk, scored.scores, read.in_force.rules, policy, scored.degraded_reason)
+        decided = perf_counter_ns()
+        timings = StageTimings(
+            queue_us=max(0, shared.queued_ms) * 1000,
+            decode_us=read.decode_us,
+            features_us=read.features_us,
+            model_us=scored.model_us,
+            decide_us=(decided - begun) // _NS_PER_US,
+        )
+        columns = self._columns(group, read, decisions, policy.version, policy.sha256, shared, timings)
+        framed = self._writer.write_column(columns)
+        spent.decide_ns += decided - begun
+        spent.encode_ns += perf_counter_ns() - decided
+        counts.update(decisions.counts())
+        return framed
 
     def _columns(
         self,
@@ -208,16 +260,14 @@ class DecisionWriting:
         decisions: RiskDecisions,
         policy_version: str,
         policy_sha256: str,
-        ids: NDArray[np.uint8],
-        partition: NDArray[np.int64],
+        shared: "_Shared",
         timings: StageTimings,
-        traces: Sequence[bytes | None] | None,
     ) -> DecisionColumns:
         columns, count = read.columns, read.columns.row_count
         model = decisions.model or NO_MODEL
         offsets = np.fromiter(group.offsets, np.int64, len(group))
         return DecisionColumns(
-            decision_id=ids,
+            decision_id=shared.ids,
             event_id=columns.strings["event_id"],
             account_id=columns.strings["account_id"],
             currency=columns.strings["currency"],
@@ -243,12 +293,12 @@ class DecisionWriting:
             policy_version=policy_version,
             policy_sha256=policy_sha256,
             topic=group.batches[0].topic,
-            partition=partition,
+            partition=shared.partition,
             feature_spec=self._names.feature_spec,
             timings=timings,
             degraded=decisions.degraded,
             degraded_reason=decisions.degraded_reason,
-            traceparent=traces,
+            traceparent=shared.traces,
         )
 
     def _traces(self, group: BatchGroup, read: ReadBatch) -> list[bytes | None] | None:
