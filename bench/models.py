@@ -10,6 +10,10 @@
 The rows are those of a protocol of `weir evaluate risk`: fitted on what was known, judged later. Rounds of
 boosting are chosen on the validation window, the rest as the libraries have it. Each is fitted with several
 seeds; told is the median seed with its bootstrap interval over accounts, and the range of the seeds.
+
+Where no model has seen the validation window (`later`), money is told too: what each saves a day against
+letting everything pass, with the thresholds that were cheapest for it on the validation window within
+`--reviews-day`, at the costs of `weir evaluate thresholds`.
 """
 
 import argparse
@@ -37,6 +41,8 @@ from services.training.baselines import Logistic, ModelScorer, Scorer, SimpleRul
 from services.training.data import read_events
 from services.training.evaluate import Interval
 from services.training.fit import Recipe, Rows
+from services.training.split import Bools
+from services.training.thresholds import Costs, Judged, best_thresholds, outcome
 from services.training.train import Table, fit
 from weir.errors import WeirError
 from weir.features.payments import DEFAULT, FEATURES
@@ -150,16 +156,33 @@ WAYS: dict[str, Callable[[Table, Rows, Rows, int], Scorer]] = {
 }
 
 
-def measure(table: Table, seeds: Sequence[int], ways: Sequence[str]) -> list[list[str]]:
-    """A row for each way: the median seed's figures with their intervals, and the range of the seeds."""
+def saved_day(table: Table, scorer: Scorer, judged: Bools, reviews_day: float) -> float:
+    """Money saved a day in the judged rows, by the thresholds that the validation window chose."""
+    costs = Costs()
+    before = Judged.of(table, scorer, table.split.validation.rows(table.events.event_ms))
+    best = best_thresholds(before, costs, reviews_day=reviews_day)
+    return outcome(Judged.of(table, scorer, judged), best, costs).saved_day
+
+
+def measure(
+    table: Table, seeds: Sequence[int], ways: Sequence[str], reviews_day: float | None
+) -> list[list[str]]:
+    """A row for each way: the median seed's figures with their intervals, and the range of the seeds.
+
+    Args:
+        reviews_day: what people can look at a day, for the money; None for no money.
+    """
     judged = table.test_rows(DEFAULT.label_delay_days)
     found: dict[str, list[Mapping[str, Interval]]] = {name: [] for name in ways}
+    saved: dict[str, list[float]] = {name: [] for name in ways}
     for seed in seeds:
         train = table.known_rows(table.split.train, honest_max=HONEST_MAX, seed=seed)
         validation = table.known_rows(table.split.validation, honest_max=HONEST_MAX, seed=seed)
         for name, made in found.items():
             scorer = WAYS[name](table, train, validation, seed)
             made.append(table.measure(scorer, judged, draws=DRAWS, seed=seed).metrics)
+            if reviews_day is not None:
+                saved[name].append(saved_day(table, scorer, judged, reviews_day))
     rows = []
     for name, made in found.items():
         cells = [name]
@@ -169,6 +192,9 @@ def measure(table: Table, seeds: Sequence[int], ways: Sequence[str]) -> list[lis
             told = made[values.index(middle)][figure]
             cells.append(f"{told.value:.3f} ({told.low:.3f}-{told.high:.3f})")
             cells.append(f"{min(values):.3f}-{max(values):.3f}")
+        if money := saved[name]:
+            cells.append(f"{statistics.median_low(money):,.0f}")
+            cells.append(f"{min(money):,.0f}-{max(money):,.0f}")
         rows.append(cells)
     return rows
 
@@ -179,10 +205,13 @@ def main(words: Sequence[str]) -> int:
     asked.add_argument("--data", type=Path, required=True, help="folder of labelled events (Parquet)")
     asked.add_argument("--protocol", choices=("later", "handbook", "preceding"), default="later")
     asked.add_argument("--seeds", type=int, default=5)
+    asked.add_argument(
+        "--reviews-day", type=float, default=200, help="for the money: what people can look at"
+    )
     asked.add_argument("--only", default=",".join(WAYS), help="some of: " + ", ".join(WAYS))
     given = asked.parse_args(words)
     # A file is no narrow terminal: figures are not to be cut off in it.
-    console = Console(width=None if sys.stdout.isatty() else 150)
+    console = Console(width=None if sys.stdout.isatty() else 180)
     try:
         events = read_events(given.data)
         protocols: dict[str, Callable[[], split.Split]] = {
@@ -192,7 +221,14 @@ def main(words: Sequence[str]) -> int:
         }
         parts = protocols[given.protocol]()
         table = Table(events, events.features(), FEATURES, parts)
-        rows = measure(table, range(7, 7 + given.seeds), given.only.split(","))
+        # A model that has met the validation window would choose its thresholds on what it remembers.
+        money = parts.train == parts.tune
+        rows = measure(
+            table,
+            range(7, 7 + given.seeds),
+            given.only.split(","),
+            given.reviews_day if money else None,
+        )
     except WeirError as error:
         console.print(str(error))
         return int(error.exit_code)
@@ -203,6 +239,9 @@ def main(words: Sequence[str]) -> int:
     printed.add_column("model")
     for figure in ("average precision", "AUC ROC", "card precision@100"):
         printed.add_column(f"{figure}, median (95 %)", justify="right")
+        printed.add_column("seeds", justify="right")
+    if money:
+        printed.add_column(f"saved a day, {given.reviews_day:g} reviews", justify="right")
         printed.add_column("seeds", justify="right")
     for row in rows:
         printed.add_row(*row)

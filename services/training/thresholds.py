@@ -25,7 +25,7 @@ from services.training.data import AMOUNT_UNIT, DAY_MS
 from services.training.errors import TrainingError
 
 if TYPE_CHECKING:
-    from services.training.repository import ServedModel
+    from services.training.baselines import Scorer
     from services.training.train import Table
 
 _CANDIDATES = 400
@@ -70,11 +70,15 @@ class Judged:
     event_ms: NDArray[np.int64]
 
     @classmethod
-    def of(cls, table: "Table", scorer: "ServedModel", rows: Bools) -> "Judged":
-        """Rows of a table, as a served version scores them."""
-        payments = table.events.payments
+    def of(cls, table: "Table", scorer: "Scorer", rows: Bools) -> "Judged":
+        """Rows of a table, as a served version or a baseline scores them.
+
+        What gives no probability is judged by its score, and its thresholds are scores.
+        """
+        payments, x = table.events.payments, table.x[rows]
+        probability = scorer.probability(x)
         return cls(
-            scorer.probability(table.x[rows]),
+            scorer.score(x) if probability is None else probability,
             table.events.is_fraud[rows],
             payments.amount[rows] / AMOUNT_UNIT,
             payments.event_ms[rows],
