@@ -12,6 +12,7 @@ from services.simulator.bank import Bank
 from services.simulator.parquet import write_history
 from services.simulator.settings import SimulatorSettings
 from services.training.data import read_events
+from services.training.federate import processes
 from services.training.federate.local import start
 from services.training.federate.plan import Plan, Steps
 from services.training.federate.processes import Federation, run_here
@@ -109,3 +110,40 @@ def test_a_federation_that_is_interrupted_leaves_no_process_behind(banks, tmp_pa
     assert len(seen) >= 4
     _, alive = psutil.wait_procs(seen, timeout=10)
     assert not alive
+
+
+LIAR = """
+import services.training.federate.local as local
+
+honest = local.boost
+
+
+def boost(*given):
+    return 100 * honest(*given)
+
+
+local.boost = boost
+"""
+
+
+@pytest.mark.timeout(300)
+def test_a_bank_whose_own_process_lies_is_named_and_left_out(banks, tmp_path, monkeypatch):
+    """Bank C runs another program than the others: its updates are a hundred times what they should be."""
+    folder, evil = tmp_path / "run", tmp_path / "evil"
+    folder.mkdir(mode=0o700)
+    evil.mkdir()
+    (evil / "sitecustomize.py").write_text(LIAR)
+    honest = processes.environment
+
+    def environment(home: Path) -> dict[str, str]:
+        return honest(home) | ({"PYTHONPATH": str(evil)} if home.name == "bank-C" else {})
+
+    monkeypatch.setattr(processes, "environment", environment)
+    split = by_time(read_events(banks["A"]).event_ms, delay_days=7)
+    plan = Plan(split, rounds=3, rounds_pair=0, aggregation="robust", steps=Steps(trees=20, leaf_rows_min=10))
+    outcome = run_here(banks, plan, folder, patience_s=PATIENCE_S)
+    assert list(outcome.outlier_rounds) == ["C"]
+    assert outcome.lost.keys() == {"C"}
+    assert any("bank C is out: its updates lay far off in rounds 1, 2" in line for line in outcome.notes)
+    assert outcome.ended in ("complete", "no_gain")
+    assert outcome.rounds >= 2
