@@ -178,7 +178,7 @@ def _keep(
     import numpy as np
 
     from services.training.baselines import ModelScorer
-    from services.training.card import model_card
+    from services.training.card import model_cards
 
     scorer = ModelScorer(chosen.model)
     about = {
@@ -194,6 +194,6 @@ def _keep(
             "test": table.measure(scorer, rows, draws=settings.bootstrap_draws, seed=seed).as_dict(),
         },
     }
-    folder: Path = home.write(graph, about, model_card)
+    folder: Path = home.write(graph, about, model_cards)
     home.verify("risk", about["version"], features=table.features)
     return folder

@@ -3,7 +3,7 @@
     triton_models/risk/config.pbtxt        signature and batching, for the stock Triton image
     triton_models/risk/<version>/model.onnx
     triton_models/risk/<version>/model.json        what it is, where from, how good: read by every service
-    triton_models/risk/<version>/MODEL_CARD.md     the same for people
+    triton_models/risk/<version>/MODEL_CARD.md     the same for people, MODEL_CARD.zh.md in Chinese
 
 A version folder appears with one rename, after its files are on disk: nobody sees half a model.
 """
@@ -133,7 +133,7 @@ class ModelRepository:
         self,
         graph: onnx.ModelProto,
         about: Mapping[str, Any],
-        card: Callable[[Mapping[str, Any]], str],
+        cards: Callable[[Mapping[str, Any]], Mapping[str, str]],
         *,
         replace: bool = False,
     ) -> Path:
@@ -141,7 +141,7 @@ class ModelRepository:
 
         Args:
             about: what model.json says; `sha256` is added here.
-            card: makes MODEL_CARD.md from that.
+            cards: makes what people read from that, by the file's name.
             replace: take the place of a version of that number, if there is one.
         Raises:
             TrainingError: the version exists, or other versions have another number of features.
@@ -169,7 +169,8 @@ class ModelRepository:
             staging.mkdir()
             write_file(staging / "model.onnx", data)
             write_file(staging / "model.json", (json.dumps(whole, indent=2, allow_nan=False) + "\n").encode())
-            write_file(staging / "MODEL_CARD.md", card(whole).encode())
+            for file, text in cards(whole).items():
+                write_file(staging / file, text.encode())
             partial = staging / "config.pbtxt"
             write_file(partial, config.encode())
             os.replace(partial, config_path)

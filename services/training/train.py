@@ -13,7 +13,7 @@ import numpy as np
 from services.training import evaluate
 from services.training.additive import AdditiveModel, Floats32
 from services.training.baselines import Logistic, ModelScorer, Scorer, SimpleRule
-from services.training.card import model_card
+from services.training.card import model_cards
 from services.training.data import DAY_MS, Events
 from services.training.errors import TrainingError
 from services.training.export import to_onnx
@@ -197,7 +197,7 @@ def train_risk(
         },
     }
     graph = to_onnx(trained.model, name="risk", feature_spec=spec.id)
-    folder = repository.write(graph, about, model_card, replace=replace)
+    folder = repository.write(graph, about, model_cards, replace=replace)
     repository.verify("risk", version, features=FEATURES if table.features == FEATURES else None)
     return folder, about
 

@@ -1,6 +1,7 @@
 """From a folder of events to a checked version, through the commands a person types; bad data in one line."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -92,6 +93,23 @@ def test_the_card_shows_all_three_scorers_and_the_fingerprint(trained):
         about["trained"]["data"]["fingerprint"],
     ):
         assert words in card
+
+
+def test_the_card_says_the_same_in_both_languages(trained):
+    home, _ = trained
+    english, chinese = (
+        (home / "risk/1" / name).read_text(encoding="utf-8") for name in ("MODEL_CARD.md", "MODEL_CARD.zh.md")
+    )
+
+    def numbers(card: str) -> list[str]:
+        """Every number, name and command, whatever the words between them say and in which order."""
+        return sorted(re.findall(r"`[^`\n]+`|\d[\d.,]*\d|\d", card.replace("```", "")))
+
+    assert numbers(english) == numbers(chinese)
+    assert len(numbers(english)) > 100
+    assert [line.count("|") for line in english.splitlines() if line.startswith("|")] == [
+        line.count("|") for line in chinese.splitlines() if line.startswith("|")
+    ]
 
 
 def test_the_same_data_and_seed_give_the_same_model_to_the_byte(trained, bank, tmp_path):
