@@ -15,6 +15,7 @@ from infra.local.triton import TritonServer, stage
 from services.risk.canary import rows_of
 from services.risk.replay import Plan, replay
 from services.risk.settings import RiskSettings
+from services.training.guard.run import answers
 from services.training.stages import StageLog
 from tests.faults.checker import Place, check
 from tests.support.payments import decisions, sample, until
@@ -73,6 +74,9 @@ async def test_a_canary_decides_for_its_accounts_until_a_guard_takes_it_back(tmp
                 guard.send_signal(signal.SIGTERM)
                 code = await asyncio.to_thread(guard.wait, 30)
             assert code == 0, output_of(tmp_path)
+            # What it would ask before it put a champion back.
+            triton = TritonSettings(endpoint=server.endpoint)
+            assert [await answers(log, triton, version) for version in "12"] == [True, False]
             await until(lambda: risk.health()["canary_version"] is None, "the worker follows")
             await load.more()
             assert sample(risk.metrics(), FELL_BACK) >= 100

@@ -6,14 +6,16 @@ import httpx
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from typer.testing import CliRunner
 
+from services.training.__main__ import app
 from services.training.guard.guard import Guard
 from services.training.guard.rules import Counted, canary_reasons, degrades
 from services.training.guard.settings import GuardSettings
 from services.training.guard.workers import Growth, Places, read
 from services.training.stages import Signer, StageLog
 from tests.support.stages import repository_of, signers, step
-from weir.errors import ConfigError
+from weir.errors import ConfigError, WeirError
 from weir.inference.stages import Act, Stage, StagesBroken, StepRefused
 
 LIMITS = GuardSettings()
@@ -147,6 +149,17 @@ def test_growth_is_added_up_over_workers_and_a_restart():
     assert seen.outcomes == {("approve", "approve"): 55}
     assert seen.calls == {"champion": 3, "canary": 3}
     assert seen.seconds == pytest.approx({"champion": 0.003, "canary": 0.006})
+
+
+def test_a_sample_that_is_no_number_is_passed_over():
+    worker, growth = Worker(), Growth("risk")
+    Gauge("weir_idle_seconds", "x", registry=worker.registry).set(float("nan"))
+    worker.decisions.labels("risk", "approve", "model").inc(float("inf"))
+    growth.begin(Places(1, 2))
+    for _ in range(2):
+        worker.decide(10)
+        growth.take("one", read(worker.text))
+    assert growth.counted.decided == 10
 
 
 def test_what_a_worker_counts_under_other_versions_is_not_the_canarys():
@@ -321,6 +334,21 @@ async def test_a_log_that_somebody_changed_is_said_and_nothing_is_signed_on_top_
     with pytest.raises(StagesBroken):
         await stand.look_after(rows=100, fell_back=900)
     assert stand.log.path.read_bytes() == broken
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--by", "anna"), "anna may not undo"),
+        (("--by", "guard"), "The key is not the one"),
+        (("--by", "guard", "--model", "credit"), "holds no model 'credit'"),
+    ],
+)
+def test_a_guard_that_could_not_step_in_does_not_start_and_says_why(stand, words, says):
+    given = ["models", "guard", "--key", str(stand.log.people.parent.parent / "anna.pem")]
+    done = CliRunner().invoke(app, [*given, *words, "--repository", str(stand.home.root)])
+    assert isinstance(done.exception, WeirError)
+    assert says in str(done.exception)
 
 
 def test_a_key_that_may_not_undo_is_found_at_the_start(stand, tmp_path):

@@ -5,6 +5,7 @@ that had the same versions in their places at both.
 """
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,15 +27,17 @@ class Places:
 
 
 def read(text: str) -> Samples:
-    """Each sample by its name and labels.
+    """Each finite sample by its name and labels.
 
     Raises:
         ValueError: it is no exposition format.
     """
     return {
-        (sample.name, tuple(sorted(sample.labels.items()))): float(sample.value)
+        (sample.name, tuple(sorted(sample.labels.items()))): value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
+        # A summary of nothing is not a number.
+        if math.isfinite(value := float(sample.value))
     }
 
 
