@@ -71,14 +71,13 @@ def train_risk(
     from services.training.card import figures_table
     from services.training.prepare.leaks import find_leaks
     from services.training.repository import ModelRepository
-    from weir.features.offline import features_of
     from weir.features.payments import FEATURES
 
     settings = TrainingSettings.load()
     with step("reading events and computing features"):
         table = table_of(data, settings, Protocol.LATER)
     with step("looking for features that know the future"):
-        find_leaks(table.events, features_of, FEATURES, whole=table.x).require_none()
+        find_leaks(table.events, table.events.features_of, FEATURES, whole=table.x).require_none()
     recipe, lesson = recipe_of(settings, seed, quick), None
     if searched is not None:
         from services.training.search import read_found

@@ -36,22 +36,41 @@ def table_of(data: Path, settings: TrainingSettings, protocol: Protocol) -> "Tab
     """The folder's events with their features, split as the protocol says.
 
     Raises:
-        DataMissing, BadInput, TrainingError: as `read_events` and `table_from`.
+        DataMissing, BadInput, TrainingError: as `events_of` and `table_from`.
     """
+    return table_from(events_of(data, settings), settings, protocol)
+
+
+def events_of(data: Path, settings: TrainingSettings) -> "Events":
+    """The folder's events, whose features are a cluster's to compute where the settings name one.
+
+    Its workers read the folder while this process does.
+
+    Raises:
+        DataMissing, BadInput, TrainingError: as `read_events`.
+        ConfigError, MissingPart, NeighbourUnavailable: as `services.training.cluster.link.join`.
+    """
+    from services.training.cluster.link import join
     from services.training.data import read_events
 
-    return table_from(read_events(data), settings, protocol)
+    if (cluster := join(settings)) is not None and data.is_dir():
+        from services.training.cluster.features import begin
+
+        begin(cluster, data.absolute())
+    return read_events(data)
 
 
 def table_from(events: "Events", settings: TrainingSettings, protocol: Protocol = Protocol.LATER) -> "Table":
     """Events that are read, with their features, split as the protocol says.
 
     Raises:
-        TrainingError: too few days, or the protocol's test week is not there.
+        TrainingError: too few days, or the protocol's test week is not there. Of a cluster: as `table_of`.
     """
+    from services.training.cluster.link import join
     from services.training.train import Table
     from weir.features.payments import FEATURES
 
+    join(settings)
     parts = split_from(events, settings, protocol)
     return Table(events, events.features(), FEATURES, parts)
 

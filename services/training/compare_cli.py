@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.training.command import AsJson, Data, Repository, Seed, step
+from services.training.command import AsJson, Data, Repository, Seed, events_of, step
 from services.training.compare import Figure, Verdict
 from services.training.errors import TrainingError
 from services.training.settings import TrainingSettings
@@ -36,7 +36,7 @@ def compare(
 ) -> None:
     """Compare two versions on payments that neither has learnt from; look as often as you like."""
     from services.training.compare import compare as compared
-    from services.training.data import DAY_MS, read_events
+    from services.training.data import DAY_MS
     from services.training.evaluate import Sample
     from services.training.repository import ModelRepository
     from services.training.split import Window
@@ -46,7 +46,7 @@ def compare(
     home = ModelRepository(repository or settings.repository)
     one, two = (home.open("risk", version, features=FEATURES) for version in (champion, challenger))
     with step("reading events and computing features"):
-        events = read_events(data)
+        events = events_of(data, settings)
         x = events.features()
     # Neither may have learnt from what judges, and a payment whose label may still come does not judge.
     first_ms = max(_learnt_until_ms(one), _learnt_until_ms(two), int(events.event_ms[0]))

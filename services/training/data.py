@@ -10,7 +10,8 @@ Source: Le Borgne et al. 2022, section 3.2.
 """
 
 import hashlib
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from services.training.cluster import link
 from services.training.errors import DataMissing, TrainingError
 from weir.errors import BadInput
-from weir.features.offline import features_of, hash_column, read_labels, read_payments
+from weir.features import offline
+from weir.features.offline import CHUNK_ROWS, hash_column, read_labels, read_payments
 from weir.features.payments import CHANNELS, DEFAULT, FeatureSpec, Labels, Payments
 
 DAY_MS = 86_400_000
@@ -36,6 +39,7 @@ class Events:
 
     payments: n rows. labels: in any order. is_fraud: (n,) bool. reported_ms: (n,) int64, when the fraud
     became known, NEVER_MS for the rest. origin: a word for the layout. fingerprint: SHA-256 over all columns.
+    folder: where they were read, for workers to read them too.
     """
 
     payments: Payments
@@ -44,6 +48,7 @@ class Events:
     reported_ms: NDArray[np.int64]
     origin: str
     fingerprint: str
+    folder: Path | None = None
 
     @property
     def event_ms(self) -> NDArray[np.int64]:
@@ -55,8 +60,25 @@ class Events:
         return self.is_fraud & (self.reported_ms <= at_ms)
 
     def features(self, spec: FeatureSpec = DEFAULT) -> NDArray[np.float32]:
-        """(n, F) float32, each row as it was seen when it was decided."""
-        return features_of(self.payments, self.labels, spec=spec)
+        """(n, F) float32, each row as it was seen when it was decided. Errors as `features_of`."""
+        return self.features_of(self.payments, self.labels, spec=spec)
+
+    def features_of(
+        self, payments: Payments, labels: Labels, *, spec: FeatureSpec = DEFAULT
+    ) -> NDArray[np.float32]:
+        """As `weir.features.offline.features_of`, of these events or an earlier part of them.
+
+        On the workers of the cluster that was joined, if any; the same bits.
+
+        Raises:
+            TrainingError: a worker does not see these files. NeighbourUnavailable: the cluster is gone.
+        """
+        cluster = link.current()
+        if cluster is None or self.folder is None:
+            return offline.features_of(payments, labels, spec=spec)
+        from services.training.cluster.features import features_on
+
+        return features_on(cluster, self.folder, payments, labels, spec)
 
 
 def read_events(folder: Path, *, label_delay_days: int = DEFAULT.label_delay_days) -> Events:
@@ -84,7 +106,24 @@ def read_events(folder: Path, *, label_delay_days: int = DEFAULT.label_delay_day
         raise TrainingError(
             f"{folder}: {row_count:,} payments, {fraud_count:,} of them fraud. Both kinds are needed."
         )
-    return events
+    return replace(events, folder=folder.absolute())
+
+
+def stream_events(
+    folder: Path, *, label_delay_days: int = DEFAULT.label_delay_days
+) -> Iterator[Payments | Labels]:
+    """The folder's payments and labels as they lie there, in either layout, a chunk at a time.
+
+    Raises:
+        BadInput: as `read_events`. MissingPart: no Parquet in it.
+    """
+    if any(folder.glob("transactions-*.parquet")):
+        yield from read_payments(folder)
+        yield read_labels(folder)
+        return
+    for payments, is_fraud in _handbook_chunks(folder):
+        yield payments
+        yield _handbook_labels(payments, is_fraud, label_delay_days)
 
 
 def _read_weir(folder: Path) -> Events:
@@ -105,20 +144,29 @@ def _read_weir(folder: Path) -> Events:
 
 
 def _read_handbook(folder: Path, label_delay_days: int) -> Events:
-    parts = []
-    for file in sorted(folder.glob("*.parquet")):
-        names = pq.read_schema(file).names
-        missing = [name for name in _HANDBOOK if name not in names]
-        if missing:
-            raise BadInput("missing_column", f"{file} has no column {missing[0]}")
-        parts.append(pq.read_table(file, columns=list(_HANDBOOK[1:])))
-    table = pa.concat_tables(parts)
+    parts = list(_handbook_chunks(folder))
+    payments = _concatenated([part for part, _ in parts])
+    is_fraud = np.concatenate([part for _, part in parts])
+    reported_ms = np.where(is_fraud, payments.event_ms + label_delay_days * DAY_MS, NEVER_MS)
+    return _sorted(payments, _handbook_labels(payments, is_fraud, label_delay_days), reported_ms, "handbook")
 
+
+def _handbook_chunks(folder: Path) -> Iterator[tuple[Payments, NDArray[np.bool_]]]:
+    for file in sorted(folder.glob("*.parquet")):
+        with pq.ParquetFile(file) as parquet:
+            missing = [name for name in _HANDBOOK if name not in parquet.schema_arrow.names]
+            if missing:
+                raise BadInput("missing_column", f"{file} has no column {missing[0]}")
+            for batch in parquet.iter_batches(batch_size=CHUNK_ROWS, columns=list(_HANDBOOK[1:])):
+                yield _handbook_payments(file, batch)
+
+
+def _handbook_payments(file: Path, batch: pa.RecordBatch) -> tuple[Payments, NDArray[np.bool_]]:
     def integers(name: str) -> Any:
-        column = table[name]
+        column = batch.column(name)
         if column.null_count:
-            raise BadInput("bad_column", f"{folder}: {name} has nulls")
-        return column.to_numpy()
+            raise BadInput("bad_column", f"{file}: {name} has nulls")
+        return column.to_numpy(zero_copy_only=False)
 
     event_ms = integers("TX_DATETIME").astype("datetime64[ms]").astype(np.int64)
     payments = Payments(
@@ -128,16 +176,17 @@ def _read_handbook(folder: Path, label_delay_days: int) -> Events:
         event_ms=event_ms,
         channel=np.full(len(event_ms), CHANNELS.index("OTHER"), np.int8),
     )
-    fraud = integers("TX_FRAUD") == 1
-    reported_ms = np.where(fraud, event_ms + label_delay_days * DAY_MS, NEVER_MS)
-    labels = Labels(
-        payments.account[fraud],
-        payments.terminal[fraud],
-        event_ms[fraud],
-        reported_ms[fraud],
-        np.ones(int(fraud.sum()), np.bool_),
+    return payments, integers("TX_FRAUD") == 1
+
+
+def _handbook_labels(payments: Payments, is_fraud: NDArray[np.bool_], label_delay_days: int) -> Labels:
+    return Labels(
+        payments.account[is_fraud],
+        payments.terminal[is_fraud],
+        payments.event_ms[is_fraud],
+        payments.event_ms[is_fraud] + label_delay_days * DAY_MS,
+        np.ones(int(is_fraud.sum()), np.bool_),
     )
-    return _sorted(payments, labels, reported_ms, "handbook")
 
 
 def _ids(folder: Path, kind: str) -> NDArray[np.uint64]:

@@ -5,7 +5,7 @@ fits on drawn rows are averaged (Nori et al. 2019, explainable boosting), which 
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 
 from services.training import evaluate
 from services.training.additive import AdditiveModel, Calibration, Floats, Floats32, from_lightgbm
+from services.training.cluster import link
 from services.training.errors import TrainingError
 
 Bools = NDArray[np.bool_]
@@ -144,21 +145,37 @@ def plan(train: Rows, validation: Rows, features: Sequence[str], recipe: Recipe)
     return Plan(rounds, tuple(pairs), _rounds(together))
 
 
+@dataclass(frozen=True, slots=True)
+class _Bags:
+    """Fits on one data set that differ in their seed: trees of `groups`, from the raw score `base`."""
+
+    groups: Sequence[Sequence[int]]
+    leaves: int
+    rounds: int
+    bins: int
+    base: Floats | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Grown:
+    """dump: LightGBM's own. raw: (n,) float64, its score of its training rows; (0,) if not asked for."""
+
+    dump: Mapping[str, Any]
+    raw: Floats
+
+
 def grow(train: Rows, features: Sequence[str], made: Plan, recipe: Recipe) -> AdditiveModel:
-    """The model that the plan describes, averaged over the bags, its reasons told against `train`."""
-    alone = _Stage(train, features, recipe, recipe.bins)
-    boosters = [
-        alone.fit(_singles(features, recipe), recipe.leaves, made.rounds, recipe.seed + bag)
-        for bag in range(recipe.bags)
-    ]
+    """The model that the plan describes, averaged over the bags, its reasons told against `train`.
+
+    On a cluster that was joined, the bags are the workers'; the model is the same to the byte.
+    """
+    alone = _Bags(_singles(features, recipe), recipe.leaves, made.rounds, recipe.bins)
+    grown = _fits(train, features, recipe, alone, scored=bool(made.pairs))
+    dumps = [each.dump for each in grown]
     if made.pairs:
-        base = np.mean([booster.predict(train.x, raw_score=True) for booster in boosters], axis=0)
-        together = _Stage(train, features, recipe, recipe.bins_pair, base)
-        boosters += [
-            together.fit(made.pairs, recipe.leaves_pair, made.rounds_pair, recipe.seed + bag)
-            for bag in range(recipe.bags)
-        ]
-    dumps = (booster.dump_model(num_iteration=-1) for booster in boosters)
+        base = np.mean([each.raw for each in grown], axis=0)
+        together = _Bags(made.pairs, recipe.leaves_pair, made.rounds_pair, recipe.bins_pair, base)
+        dumps += [each.dump for each in _fits(train, features, recipe, together, scored=False)]
     model = from_lightgbm(dumps, features, weight=1 / recipe.bags)
     if not model.tables:
         raise TrainingError("No feature tells fraud from honest payments here. Give more events.")
@@ -166,6 +183,33 @@ def grow(train: Rows, features: Sequence[str], made: Plan, recipe: Recipe) -> Ad
     share = train.weight / train.weight.max()
     drawn = np.random.default_rng(recipe.seed).random(len(share)) <= share
     return model.explained_by(train.x[drawn])
+
+
+def _fits(train: Rows, features: Sequence[str], recipe: Recipe, bags: _Bags, *, scored: bool) -> list[_Grown]:
+    """A fit for each bag, in their order: here, or on the workers of a cluster."""
+    cluster = link.current()
+    if cluster is None or recipe.bags == 1:
+        return _fit_bags(train, bags, tuple(features), recipe, scored, range(recipe.bags))
+    # A worker bins the rows once for all its bags.
+    count = min(cluster.thread_count, recipe.bags)
+    runs = [range(first, recipe.bags, count) for first in range(count)]
+    tasks = [(tuple(features), recipe, scored, run) for run in runs]
+    made = cluster.each(_fit_bags, (train, bags), tasks)
+    return [made[bag % count][bag // count] for bag in range(recipe.bags)]
+
+
+def _fit_bags(
+    train: Rows, bags: _Bags, features: Sequence[str], recipe: Recipe, scored: bool, run: Iterable[int]
+) -> list[_Grown]:
+    stage = _Stage(train, features, recipe, bags.bins, bags.base)
+    boosters = [stage.fit(bags.groups, bags.leaves, bags.rounds, recipe.seed + bag) for bag in run]
+    return [
+        _Grown(
+            booster.dump_model(num_iteration=-1),
+            booster.predict(train.x, raw_score=True) if scored else np.empty(0),
+        )
+        for booster in boosters
+    ]
 
 
 def calibrate(model: AdditiveModel, rows: Rows) -> AdditiveModel:
@@ -210,10 +254,11 @@ class _Stage:
             "force_col_wise": True,
             "verbosity": -1,
         }
+        # Binned now and by the first bag's seed, whichever bag comes first: many rows are binned by a sample.
         self.data = lightgbm.Dataset(
             train.x, train.label, weight=train.weight, init_score=base,
-            params=self.shared, free_raw_data=False,
-        )  # fmt: skip
+            params=self.shared | {"seed": recipe.seed}, free_raw_data=False,
+        ).construct()  # fmt: skip
 
     def fit(
         self,

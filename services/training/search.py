@@ -5,7 +5,8 @@ precedes it. First the teacher is searched for; its opinions then teach the stud
 much they listen is searched for as well.
 
 Everything is in one journal file, written trial by trial: a search that was killed goes on where it was, and
-several processes may search side by side in one folder.
+several processes may search side by side in one folder. On a cluster, its workers try as many at once as they
+have threads, a fold a task; the journal stays here.
 
 Source: Akiba et al. 2019, Optuna; Bergmeir and Benitez 2012 (evaluation by rolling origin).
 """
@@ -14,12 +15,12 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
-import numpy as np
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
@@ -27,6 +28,8 @@ from optuna.trial import TrialState
 
 from services.training import evaluate
 from services.training.additive import Floats
+from services.training.cluster import link
+from services.training.cluster.trials import Goal, run_trials
 from services.training.data import DAY_MS
 from services.training.errors import TrainingError
 from services.training.fit import Recipe, Rows, grow, plan
@@ -90,7 +93,8 @@ class Search:
             )
             for fold in self.folds
         ]
-        self._opinions: list[Floats] | None = None
+        self._held: list[Any] | None = None
+        self._opinions: list[Any] | None = None
         folder.mkdir(parents=True, exist_ok=True)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         with (folder / LOCK).open("w") as lock:
@@ -113,9 +117,9 @@ class Search:
                 for study in (teacher, student):
                     self._take_up(study)
             fcntl.flock(lock, fcntl.LOCK_SH)
-            self._trials(teacher, self._teacher_trial, trials // 2, until, progress)
+            self._trials(teacher, self._teacher_goal, trials // 2, until, progress)
             if _done(teacher):
-                self._trials(student, self._student_trial, trials - trials // 2, until, progress)
+                self._trials(student, self._student_goal, trials - trials // 2, until, progress)
         if not _done(student):
             raise TrainingError(
                 f"No student was tried within {minutes:g} minutes. What was done is kept in {self.folder}: "
@@ -149,16 +153,23 @@ class Search:
         return study
 
     def _trials(
-        self,
-        study: optuna.Study,
-        objective: Callable[[optuna.Trial], float],
-        count: int,
-        until: float,
-        progress: Progress,
+        self, study: optuna.Study, goal: Callable[[], Goal], count: int, until: float, progress: Progress
     ) -> None:
-        while (done := len(_done(study))) < count and time.monotonic() < until:
-            study.optimize(objective, n_trials=1)
-            progress(study.study_name, done + 1, _best(study))
+        def more(running: int) -> bool:
+            return len(_done(study)) + running < count and time.monotonic() < until
+
+        def told() -> None:
+            progress(study.study_name, len(_done(study)), _best(study))
+
+        if not more(0):
+            return
+        sought, cluster = goal(), link.current()
+        if cluster is not None:
+            run_trials(cluster, study, sought, more, told)
+            return
+        while more(0):
+            study.optimize(sought, n_trials=1)
+            told()
 
     def _take_up(self, study: optuna.Study) -> None:
         """What a search that was killed was at is tried anew."""
@@ -166,42 +177,37 @@ class Search:
             study.tell(trial.number, state=TrialState.FAIL)
             study.enqueue_trial(dict(trial.params))
 
-    def _teacher_trial(self, trial: optuna.Trial) -> float:
-        recipe = self._teacher(_suggest_teacher(trial))
-        values = []
-        for step, rows in enumerate(self.rows):
-            rounds = rounds_of(rows.train, rows.validation, self.table.features, recipe)
-            made = fit_teacher(rows.train, self.table.features, rounds, replace(recipe, bags=1))
-            values.append(_precision(made.score(rows.validation.x), rows.validation))
-            _report(trial, step, values)
-        return float(np.mean(values))
+    def _teacher_goal(self) -> Goal:
+        return Goal(
+            lambda trial: self._teacher(_suggest_teacher(trial)),
+            _teacher_value,
+            [(rows, self.table.features) for rows in self._rows_held()],
+        )
 
-    def _student_trial(self, trial: optuna.Trial) -> float:
-        chosen = _suggest_student(trial)
-        share = chosen.pop("share")
-        recipe = self._student(chosen)
-        values = []
-        for step, (rows, opinion) in enumerate(zip(self.rows, self._taught(), strict=True)):
-            train = taught(rows.train, opinion, share)
-            made = plan(train, rows.validation, self.table.features, recipe)
-            model = grow(train, self.table.features, made, replace(recipe, bags=1))
-            values.append(_precision(model.logit(rows.validation.x), rows.validation))
-            _report(trial, step, values)
-        return float(np.mean(values))
+    def _student_goal(self) -> Goal:
+        def suggest(trial: optuna.Trial) -> tuple[Recipe, float]:
+            chosen = _suggest_student(trial)
+            share = chosen.pop("share")
+            return replace(self._student(chosen), bags=1), share
 
-    def _taught(self) -> list[Floats]:
+        held = zip(self._rows_held(), self._taught(), strict=True)
+        return Goal(suggest, _student_value, [(rows, self.table.features, opinion) for rows, opinion in held])
+
+    def _rows_held(self) -> Sequence[Any]:
+        """The rows of each fold; where there is a cluster, as its workers hold them."""
+        cluster = link.current()
+        if cluster is None:
+            return self.rows
+        if self._held is None:
+            self._held = [cluster.share(rows) for rows in self.rows]
+        return self._held
+
+    def _taught(self) -> list[Any]:
         """The best teacher's opinion of each fold's training rows; made once a process."""
         if self._opinions is None:
-            recipe = self._teacher(self._study("teacher").best_params)
-            self._opinions = [
-                opinions(
-                    rows.train,
-                    self.table.features,
-                    rounds_of(rows.train, rows.validation, self.table.features, recipe),
-                    recipe,
-                )
-                for rows in self.rows
-            ]
+            recipe, cluster = self._teacher(self._study("teacher").best_params), link.current()
+            of_fold = _opinion if cluster is None else partial(cluster.submit, _opinion)
+            self._opinions = [of_fold(rows, self.table.features, recipe) for rows in self._rows_held()]
         return self._opinions
 
     def _teacher(self, chosen: Mapping[str, Any]) -> TeacherRecipe:
@@ -300,10 +306,24 @@ def _precision(score: Floats, rows: Rows) -> float:
     return evaluate.average_precision(score, rows.is_fraud, rows.weight)
 
 
-def _report(trial: optuna.Trial, step: int, values: list[float]) -> None:
-    trial.report(float(np.mean(values)), step)
-    if trial.should_prune():
-        raise optuna.TrialPruned
+def _teacher_value(rows: Rated, features: Sequence[str], recipe: TeacherRecipe) -> float:
+    rounds = rounds_of(rows.train, rows.validation, features, recipe)
+    made = fit_teacher(rows.train, features, rounds, replace(recipe, bags=1))
+    return _precision(made.score(rows.validation.x), rows.validation)
+
+
+def _student_value(
+    rows: Rated, features: Sequence[str], opinion: Floats, chosen: tuple[Recipe, float]
+) -> float:
+    recipe, share = chosen
+    train = taught(rows.train, opinion, share)
+    made = plan(train, rows.validation, features, recipe)
+    return _precision(grow(train, features, made, recipe).logit(rows.validation.x), rows.validation)
+
+
+def _opinion(rows: Rated, features: Sequence[str], recipe: TeacherRecipe) -> Floats:
+    rounds = rounds_of(rows.train, rows.validation, features, recipe)
+    return opinions(rows.train, features, rounds, recipe)
 
 
 def _done(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:

@@ -29,3 +29,11 @@ class TrainingSettings(WeirSettings):
         description="first days to leave out; they teach what an account with no past looks like",
     )
     bootstrap_draws: int = Field(200, ge=10, le=10_000, description="resamplings behind an interval")
+    dask_scheduler: str | None = Field(
+        None,
+        pattern=r"^(tcp|tls)://[^\s/]+:[0-9]+$",
+        description="whose workers compute, such as tcp://scheduler:8786; none: this process alone",
+    )
+    dask_ca: Path | None = Field(None, description="whose certificates are believed (PEM); for tls://")
+    dask_certificate: Path | None = Field(None, description="our own (PEM), for mutual TLS")
+    dask_key: Path | None = Field(None, description="its private key (PEM, not encrypted)")

@@ -17,6 +17,7 @@ import lightgbm
 import numpy as np
 
 from services.training.additive import Floats, Floats32
+from services.training.cluster import link
 from services.training.fit import Recipe, Rows
 
 FOLDS = 4
@@ -88,16 +89,22 @@ def opinions(rows: Rows, features: Sequence[str], rounds: int, recipe: TeacherRe
     """(n,) float64, 0 to 1: what a teacher thinks of each row that it has not seen.
 
     The rows lie in order of time. They are cut into blocks; a block's opinions come from a teacher of the
-    others, which has met neither the payments nor most of the fraud waves in it.
+    others, which has met neither the payments nor most of the fraud waves in it. On a cluster that was
+    joined, each block is a task of its own.
     """
-    opinion = np.empty(len(rows.x))
-    block = np.arange(len(rows.x)) * FOLDS // len(rows.x)
-    for fold in range(FOLDS):
-        inside = block == fold
-        others = Rows(rows.x[~inside], rows.is_fraud[~inside], rows.weight[~inside])
-        teacher = fit_teacher(others, features, rounds, replace(recipe, bags=1))
-        opinion[inside] = teacher.probability(rows.x[inside])
-    return opinion
+    cluster = link.current()
+    tasks = [(tuple(features), rounds, replace(recipe, bags=1), fold) for fold in range(FOLDS)]
+    if cluster is None:
+        return np.concatenate([_opinions_of_block(rows, *task) for task in tasks])
+    return np.concatenate(cluster.each(_opinions_of_block, (rows,), tasks))
+
+
+def _opinions_of_block(
+    rows: Rows, features: Sequence[str], rounds: int, recipe: TeacherRecipe, fold: int
+) -> Floats:
+    inside = np.arange(len(rows.x)) * FOLDS // len(rows.x) == fold
+    others = Rows(rows.x[~inside], rows.is_fraud[~inside], rows.weight[~inside])
+    return fit_teacher(others, features, rounds, recipe).probability(rows.x[inside])
 
 
 def taught(rows: Rows, opinion: Floats, share: float) -> Rows:

@@ -27,7 +27,9 @@ def repository_of(root: Path, *versions: str) -> ModelRepository:
         base = shipped.base_logit - 0.125 * int(number)
         moved = AdditiveModel(shipped.features, shipped.tables, base, shipped.calibration)
         graph = to_onnx(moved, name="risk", feature_spec=about["feature_spec"])
-        home.write(graph, {**about, "version": number, "base_logit": base}, lambda _: {"MODEL_CARD.md": "# a card\n"})
+        home.write(
+            graph, {**about, "version": number, "base_logit": base}, lambda _: {"CARD.md": "# a card\n"}
+        )
     shutil.copy(SHIPPED / "config.pbtxt", root / "risk")
     return home
 

@@ -13,6 +13,7 @@ from services.training.command import (
     Quick,
     Repository,
     Seed,
+    events_of,
     recipe_of,
     split_from,
     step,
@@ -52,7 +53,6 @@ def decision_(
     as_json: AsJson = False,
 ) -> None:
     """Say why one payment scored as it did, and what would have to be otherwise."""
-    from services.training.data import read_events
     from services.training.explain.decision import explain, place_of
     from services.training.explain.moves import SHIPPED, Moves
     from services.training.explain.page import page
@@ -63,7 +63,7 @@ def decision_(
     settings, texts, levers = TrainingSettings.load(), read_reasons(reasons), Moves.load(moves or SHIPPED)
     opened, about = _opened(repository or settings.repository, model)
     with step("reading events and computing features"):
-        events = read_events(data)
+        events = events_of(data, settings)
         at = place_of(data, event, events)
         x = events.features()
     try:

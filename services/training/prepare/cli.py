@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from services.training.command import events_of
 from services.training.errors import TrainingError
 from services.training.settings import TrainingSettings
 
@@ -123,14 +124,12 @@ def profile_(
 @app.command("leaks")
 def leaks_(folder: Folder, as_json: AsJson = False) -> None:
     """Search the features for knowledge of the future: taken away, it may change none of them."""
-    from services.training.data import read_events
     from services.training.prepare.leaks import find_leaks, suspicious
-    from weir.features.offline import features_of
     from weir.features.payments import FEATURES
 
-    events = read_events(folder)
+    events = events_of(folder, TrainingSettings.load())
     whole = events.features()
-    found = find_leaks(events, features_of, FEATURES, whole=whole)
+    found = find_leaks(events, events.features_of, FEATURES, whole=whole)
     alone = suspicious(whole, events.is_fraud, FEATURES)
     if as_json:
         typer.echo(json.dumps({"leaking": found.leaking, "suspicious": alone}, indent=2))

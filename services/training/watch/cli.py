@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.training.command import AsJson, Data, Quick, Repository, Seed, recipe_of, step
+from services.training.command import AsJson, Data, Quick, Repository, Seed, events_of, recipe_of, step
 from services.training.settings import TrainingSettings
 from services.training.watch.errors import AlarmRaised, RetrainRefused, WatchRefused
 
@@ -74,7 +74,6 @@ def watch_risk(
     as_json: AsJson = False,
 ) -> None:
     """Drift, figures and slices week by week against the reference, each with a test."""
-    from services.training.data import read_events
     from services.training.repository import ModelRepository, write_file
     from services.training.watch import gauges
     from services.training.watch.drift import Limits
@@ -94,7 +93,7 @@ def watch_risk(
     settings = TrainingSettings.load()
     served = ModelRepository(repository or settings.repository).open("risk", model, features=FEATURES)
     with step("reading events, computing features, scoring"):
-        events = read_events(data)
+        events = events_of(data, settings)
         people = None if groups is None else read_groups(groups, events.origin)
         watched = watched_of(
             events,
@@ -168,7 +167,6 @@ def watch_retrain(
     as_json: AsJson = False,
 ) -> None:
     """Train a candidate when it is time, hold it against the served version; never promote it."""
-    from services.training.data import read_events
     from services.training.repository import ModelRepository
     from services.training.watch.drift import Limits
     from services.training.watch.retrain import REPORT_TEXT, alone, due, require_unserved, retrain
@@ -183,7 +181,7 @@ def watch_retrain(
     require_unserved(home, model, pinned=pinned)
     with alone(home):
         with step("reading events"):
-            events = read_events(data)
+            events = events_of(data, settings)
         now_ms = _moment(as_of) or int(events.event_ms[-1]) + 1
         alarms = None
         if on_drift:
