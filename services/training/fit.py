@@ -7,6 +7,7 @@ fits on drawn rows are averaged (Nori et al. 2019, explainable boosting), which 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import lightgbm
@@ -142,6 +143,10 @@ def plan(train: Rows, validation: Rows, features: Sequence[str], recipe: Recipe)
     after = _log_loss(base_validation + together.predict(validation.x, raw_score=True), validation)
     if after > before * (1 - PAIRS_GAIN_MIN):
         return Plan(rounds)
+    if len(pairs) == len(_every_pair(features, recipe)):
+        # Nothing was chosen beforehand: those that no tree joined are no part of the plan.
+        tables = from_lightgbm([together.dump_model()], features).tables
+        pairs = [(table.features[0], table.features[1]) for table in tables if len(table.features) == 2]
     return Plan(rounds, tuple(pairs), _rounds(together))
 
 
@@ -294,6 +299,10 @@ def _singles(features: Sequence[str], recipe: Recipe) -> list[list[int]]:
     return [[index] for index, name in enumerate(features) if name not in recipe.left_out]
 
 
+def _every_pair(features: Sequence[str], recipe: Recipe) -> list[tuple[int, int]]:
+    return list(combinations([index for (index,) in _singles(features, recipe)], 2))
+
+
 def _rounds(booster: Any) -> int:
     return max(int(booster.best_iteration or booster.current_iteration()), 1)
 
@@ -301,7 +310,13 @@ def _rounds(booster: Any) -> int:
 def _promising_pairs(
     train: Rows, base: Floats, features: Sequence[str], recipe: Recipe
 ) -> list[tuple[int, int]]:
-    """The pairs that free trees of two splits use most on what single features left unexplained."""
+    """The pairs that free trees of two splits use most on what single features left unexplained.
+
+    Where `pairs_max` has room for all there are, all.
+    """
+    every = _every_pair(features, recipe)
+    if recipe.pairs_max >= len(every):
+        return every
     free = _Stage(train, features, recipe, recipe.bins_pair, base).fit(
         [[index for (index,) in _singles(features, recipe)]], 3, min(100, recipe.rounds_max), recipe.seed
     )

@@ -16,7 +16,9 @@ class TrainingSettings(WeirSettings):
     repository: Path = Field(Path("triton_models"), description="Triton's model repository")
     threads: int = Field(0, ge=0, le=1024, description="threads of LightGBM; 0 for one a core")
     bags: int = Field(3, ge=1, le=64, description="fits that are averaged into one model")
-    pairs_max: int = Field(16, ge=0, le=64, description="pairs of features that may act together")
+    pairs_max: int = Field(
+        16, ge=0, le=1000, description="pairs of features that may act together; all there are from 435 on"
+    )
     honest_rows_max: int = Field(
         300_000, ge=1000, description="honest rows kept for fitting; each then weighs for those left out"
     )

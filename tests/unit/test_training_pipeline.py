@@ -333,6 +333,16 @@ def test_pairs_enter_only_where_they_pay():
     assert (0, 1) in crossed.pairs
 
 
+def test_with_room_for_all_pairs_the_plan_names_those_that_trees_joined():
+    train, later = toy(6000, 1, product=2), toy(6000, 2, product=2)
+    all_of_them = plan(train, later, ABC, QUICK)
+    joined = {
+        table.features for table in grow(train, ABC, all_of_them, QUICK).tables if len(table.features) == 2
+    }
+    assert (0, 1) in joined <= set(all_of_them.pairs)
+    assert plan(train, later, ABC, replace(QUICK, pairs_max=1)).pairs == ((0, 1),)
+
+
 def test_calibration_repairs_a_shifted_share_of_fraud():
     train, later = toy(8000, 1), toy(8000, 2)
     made = plan(train, later, ABC, QUICK)
