@@ -224,15 +224,21 @@ class ModelScoring:
         """A version's answer.
 
         Raises:
-            IntegrityError: its contributions do not add up to its logit.
+            IntegrityError: its contributions do not add up to its logit, or it has another form.
         """
-        scores = Scores(
-            outputs["logit"],
-            outputs["probability"],
-            outputs["contributions"],
-            model.base_logit,
-            model.ref,
-        )
+        try:
+            scores = Scores(
+                outputs["logit"],
+                outputs["probability"],
+                outputs["contributions"],
+                model.base_logit,
+                model.ref,
+            )
+        except (KeyError, ValueError) as error:
+            raise IntegrityError(
+                f"{model.ref.name} {model.ref.version}: an answer of another form ({error}). Run `weir "
+                "models verify`."
+            ) from error
         if scores.sum_error() > SUM_TOLERANCE_LOGIT:
             raise IntegrityError(
                 f"{model.ref.name}: contributions do not add up to the logit, so its reasons would be "

@@ -36,7 +36,8 @@ class Stand:
             self.log.register(version, self.people["anna"])
         step(self.log, self.people, "1", Stage.CHAMPION)
         step(self.log, self.people, "2", Stage.SHADOW)
-        self.down, self.wrong, self.clients, self.registry = set(), set(), [], CollectorRegistry()
+        self.down, self.wrong, self.odd = set(), set(), set()
+        self.clients, self.registry = [], CollectorRegistry()
         settings = RiskSettings(model_repository=home.root, score_deadline_ms=1)
         self.canary = Canary(settings, self.client, self.registry)
         model = ServedModel.deciding(home.root, "risk", None)
@@ -44,7 +45,7 @@ class Stand:
         self.scoring.canary = self.canary
 
     def client(self, model: ServedModel) -> Answers:
-        self.clients.append(Answers(model, self.down, self.wrong))
+        self.clients.append(Answers(model, self.down, self.wrong, self.odd))
         return self.clients[-1]
 
     async def to(self, stage: Stage, share: float | None = None) -> None:
@@ -120,8 +121,8 @@ async def test_a_batch_without_its_accounts_asks_it_nothing(stand):
     assert stand.count("weir_canary_rows_total", result="fell_back") == 0
 
 
-@pytest.mark.parametrize("trouble", ["down", "wrong"])
-async def test_where_it_has_no_answer_or_wrong_reasons_the_champion_decides(stand, trouble):
+@pytest.mark.parametrize("trouble", ["down", "wrong", "odd"])
+async def test_where_it_has_no_answer_or_none_that_fits_the_champion_decides(stand, trouble):
     await stand.to(Stage.CANARY, 0.25)
     getattr(stand, trouble).add("2")
     assert await stand.theirs() == []

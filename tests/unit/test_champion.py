@@ -20,8 +20,8 @@ from weir.obs.metrics import Metrics
 class Answers:
     """A client of one version: what Triton would say of rows."""
 
-    def __init__(self, model: ServedModel, down: set[str], wrong: set[str]) -> None:
-        self.model, self.down, self.wrong = model, down, wrong
+    def __init__(self, model: ServedModel, down: set[str], wrong: set[str], odd: set[str]) -> None:
+        self.model, self.down, self.wrong, self.odd = model, down, wrong, odd
         self.closed = False
 
     async def score(self, features: np.ndarray) -> dict[str, np.ndarray]:
@@ -31,6 +31,8 @@ class Answers:
             raise ModelUnavailable("it is loading", "triton:8001", 0.1)
         off = 1.0 if version in self.wrong else 0.0
         logit = np.full((len(features), 1), self.model.base_logit + off, np.float32)
+        if version in self.odd:
+            logit = logit.astype(np.float64)
         return {
             "logit": logit,
             "probability": 1 / (1 + np.exp(-logit)),
@@ -56,14 +58,14 @@ class Bench:
         for version in "123":
             self.log.register(version, self.people["anna"])
         step(self.log, self.people, "1", Stage.CHAMPION)
-        self.down, self.wrong, self.clients = set(), set(), []
+        self.down, self.wrong, self.odd, self.clients = set(), set(), set(), []
         settings = RiskSettings(model_repository=home.root, score_deadline_ms=1)
         model = ServedModel.deciding(home.root, "risk", None)
         self.scoring = ModelScoring(self.client(model), model, Metrics("risk", CollectorRegistry()))
         self.champion = Champion(settings, self.scoring, self.client)
 
     def client(self, model: ServedModel) -> Answers:
-        self.clients.append(Answers(model, self.down, self.wrong))
+        self.clients.append(Answers(model, self.down, self.wrong, self.odd))
         return self.clients[-1]
 
     async def decides(self) -> str:
@@ -116,6 +118,16 @@ async def test_a_version_whose_reasons_do_not_add_up_never_takes_over(bench):
     step(bench.log, bench.people, "2", Stage.CHAMPION)
     await bench.champion.look()
     assert await bench.decides() == "1"
+
+
+async def test_a_version_that_answers_in_another_form_never_takes_over_and_ends_no_worker(bench):
+    bench.odd.add("2")
+    step(bench.log, bench.people, "2", Stage.CHAMPION)
+    await bench.champion.look()
+    assert await bench.decides() == "1"
+    bench.odd.add("1")
+    scored = await bench.scoring(Read())
+    assert (scored.scores, scored.degraded_reason) == (None, "model_rejected")
 
 
 async def test_a_guards_step_back_takes_over_too(bench):

@@ -41,7 +41,7 @@ class Stand:
         )
 
     def client(self, model: ServedModel) -> Answers:
-        return Answers(model, self.down, self.wrong)
+        return Answers(model, self.down, self.wrong, set())
 
     def count(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(name, labels) or 0.0
