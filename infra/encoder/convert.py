@@ -1,6 +1,6 @@
 """A BERT sentence encoder as an ONNX model: tokens in, vectors of length 1 out.
 
-Source: the layers of BERT as published. Matrices in blocks of 4 bits stay so, in the file and in memory.
+Source: the layers of BERT as published. Matrices in blocks of 4 or 8 bits stay so, in the file and in memory.
 """
 
 import json
@@ -101,21 +101,24 @@ class _Graph:
         found = self._weights[name]
         if not isinstance(found, Blocks):
             return self.add("Gather", self.weight(name), indices)
-        nibbles = self.add("Gather", self.const(f"{name}.quanta", _nibbles(found)), indices)
-        # 16-bit floats hold the scales as they were stored.
-        scale = self.add("Gather", self.const(f"{name}.scale", found.scale.astype(np.float16)), indices)
+        bits, width = found.bits, found.quanta.shape[1]
+        quanta = self.add("Gather", self.const(f"{name}.quanta", found.stored_quanta()), indices)
+        # 16-bit floats hold the scales of 4-bit blocks as they were stored.
+        held = found.scale.astype(np.float16 if bits == 4 else np.float32)
+        scale = self.add("Gather", self.const(f"{name}.scale", held), indices)
         scale = self.add("Unsqueeze", self.add("Cast", scale, to=TensorProto.FLOAT), self.ints(-1))
-        high = self.add("BitShift", nibbles, self.const("four", np.array(4, np.uint8)), direction="RIGHT")
-        low = self.add("Mod", nibbles, self.const("sixteen", np.array(16, np.uint8)))
-        pair = [self.add("Unsqueeze", half, self.ints(-1)) for half in (low, high)]
-        blocks = self.add("Shape", indices)
-        blocks = self.add("Concat", blocks, self.ints(found.quanta.shape[1], BLOCK), axis=0)
-        quanta = self.add("Reshape", self.add("Concat", *pair, axis=-1), blocks)
-        centred = self.add(
-            "Sub",
-            self.add("Cast", quanta, to=TensorProto.FLOAT),
-            self.const(f"{name}.zero", found.zero[:1, :1, None].astype(np.float32)),
-        )
+        if bits == 4:
+            high = self.add("BitShift", quanta, self.const("four", np.array(4, np.uint8)), direction="RIGHT")
+            low = self.add("Mod", quanta, self.const("sixteen", np.array(16, np.uint8)))
+            pair = [self.add("Unsqueeze", half, self.ints(-1)) for half in (low, high)]
+            blocks = self.add("Concat", self.add("Shape", indices), self.ints(width, BLOCK), axis=0)
+            quanta = self.add("Reshape", self.add("Concat", *pair, axis=-1), blocks)
+        if _is_plain(found):
+            zero = self.const(f"{name}.zero", found.zero[:1, :1, None].astype(np.float32))
+        else:
+            zero = self.add("Gather", self.const(f"{name}.zero", found.zero), indices)
+            zero = self.add("Unsqueeze", self.add("Cast", zero, to=TensorProto.FLOAT), self.ints(-1))
+        centred = self.add("Sub", self.add("Cast", quanta, to=TensorProto.FLOAT), zero)
         wide = self.add("Concat", self.add("Shape", indices), self.ints(-1), axis=0)
         return self.add("Reshape", self.add("Mul", centred, scale), wide)
 
@@ -129,16 +132,18 @@ class _Graph:
 
     def _blocks_product(self, x: str, name: str, found: Blocks) -> str:
         outputs, blocks, _ = found.quanta.shape
-        quanta = self.const(f"{name}.quanta", _nibbles(found))
-        scale = self.const(f"{name}.scale", found.scale.reshape(-1))
-        # Without zeros it takes 8. Level 4: `x` is quantised to 8 bits by blocks, integers are multiplied.
+        parts = [self.const(f"{name}.quanta", found.stored_quanta())]
+        parts.append(self.const(f"{name}.scale", found.scale.reshape(-1)))
+        if not _is_plain(found):
+            parts.append(self.const(f"{name}.zero", found.stored_zero().reshape(-1)))
+        # Level 4: `x` is quantised to 8 bits by blocks, integers are multiplied.
         return self.add(
             "MatMulNBits",
-            *(x, quanta, scale),
+            *(x, *parts),
             domain=_MICROSOFT,
             K=blocks * BLOCK,
             N=outputs,
-            bits=4,
+            bits=found.bits,
             block_size=BLOCK,
             accuracy_level=4,
         )
@@ -148,9 +153,9 @@ class _Graph:
         return self.add("LayerNormalization", x, scale, bias, axis=-1, epsilon=epsilon)
 
 
-def _nibbles(blocks: Blocks) -> NDArray[np.uint8]:
-    """(rows, blocks, 16) uint8: two weights a byte, the first one low."""
-    return np.asarray(blocks.quanta[..., 0::2] | (blocks.quanta[..., 1::2] << 4), np.uint8)
+def _is_plain(blocks: Blocks) -> bool:
+    """Whether its zeros are what the operator takes where none is given."""
+    return bool((blocks.zero == 2 ** (blocks.bits - 1)).all())
 
 
 def to_model(shape: BertShape, weights: Mapping[str, Weight]) -> onnx.ModelProto:

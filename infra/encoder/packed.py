@@ -146,6 +146,7 @@ def _tensors(cursor: _Cursor, data: bytes) -> Iterator[tuple[str, NDArray[np.flo
                 np.concatenate([nibbles & 15, nibbles >> 4], axis=1),
                 raw[:, :2].copy().view("<f2").astype(np.float32),
                 np.full((len(raw), 1), _ZERO, np.uint8),
+                4,
             ),
         )
 
@@ -159,4 +160,5 @@ def _rows_of(found: NDArray[np.float32] | Blocks, inputs: int) -> Weight:
         found.quanta.reshape(-1, blocks, BLOCK),
         found.scale.reshape(-1, blocks),
         found.zero.reshape(-1, blocks),
+        4,
     )

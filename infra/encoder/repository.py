@@ -5,6 +5,7 @@ from pathlib import Path
 
 from infra.encoder.convert import convert, read_folder
 from infra.encoder.packed import read_packed
+from infra.encoder.weights import Encoder
 from services.chat.knowledge.encoding import MARKS
 
 NAME, TOKENIZER = "encoder", "tokenizer.json"
@@ -31,7 +32,24 @@ def write_encoder(source: Path, repository: Path, *, name: str = NAME) -> Path:
     Raises:
         EncoderNotConvertible: see `convert`.
     """
-    encoder = read_folder(source) if source.is_dir() else read_packed(source)
+    return write_opened(read_encoder(source), source, repository, name=name)
+
+
+def read_encoder(source: Path) -> Encoder:
+    """The encoder in a folder with BERT's files, or in a packed E5.
+
+    Raises:
+        EncoderNotConvertible: see `read_folder` and `read_packed`.
+    """
+    return read_folder(source) if source.is_dir() else read_packed(source)
+
+
+def write_opened(encoder: Encoder, source: Path, repository: Path, *, name: str = NAME) -> Path:
+    """Put an encoder that is read into the repository; `source` is where, for the error.
+
+    Raises:
+        EncoderNotConvertible: see `convert`.
+    """
     model = repository / name
     convert(encoder, source, model / "1" / "model.onnx")
     (model / TOKENIZER).write_text(encoder.tokenizer, encoding="utf-8")

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from infra.weights.quantise import Blocks
 
-# A matrix of floats, or one in blocks of 4 bits, which stays as it is.
+# A matrix of floats, or one in blocks of 4 or 8 bits, which stays as it is.
 Weight = NDArray[Any] | Blocks
 
 
@@ -26,7 +26,7 @@ class BertShape:
 class Encoder:
     """An encoder of BERT's architecture; weights by the names of its published layers.
 
-    Blocks in `weights` are of 4 bits. tokenizer: tokenizer.json.
+    tokenizer: tokenizer.json.
     asked, passage: what belongs before a question and before a passage.
     """
 

@@ -22,7 +22,10 @@ Source = Annotated[
 Context = Annotated[int | None, typer.Option(min=16, help="Tokens of a conversation; None: up to 4,096.")]
 Conversations = Annotated[int, typer.Option(min=1, max=1024, help="At once.")]
 Quantise = Annotated[
-    str, typer.Option("--quantisation", help="int8 or float32; for a GPU as its server names it.")
+    str,
+    typer.Option(
+        "--quantisation", help="int8, int4, int4-small or float32; for a GPU as its server names it."
+    ),
 ]
 
 
@@ -125,6 +128,18 @@ def smoke(
     asyncio.run(ask())
 
 
+@app.command("card")
+def card(
+    evaluation: Annotated[Path, typer.Argument(help="What `weir evaluate chat --generate --json` printed.")],
+    model: Annotated[str, typer.Option(help="What it is, such as SmolLM2-135M-Instruct, int8.")],
+    name: Annotated[str, typer.Option(help="Its name on Triton.")] = "llm",
+) -> None:
+    """Print the model's card, which decides whether its own sentences are shown."""
+    from infra.llm.card import card_of, read
+
+    typer.echo(card_of(read(evaluation), name, model), nl=False)
+
+
 _TURNS = {
     "chatml": "<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n",
     "llama3": "<|start_header_id|>user<|end_header_id|>\n\n{prompt}<|eot_id|>"
@@ -141,11 +156,12 @@ def _asked(prompt: str, template: str) -> str:
 
 
 def _quantisation(name: str) -> "Quantisation":
-    if name == "int8":
-        return "int8"
-    if name == "float32":
-        return "float32"
-    raise typer.BadParameter(f"{name}: the embedded server takes int8 or float32.")
+    from infra.llm.graph import BITS
+
+    for known in BITS:
+        if name == known:
+            return known
+    raise typer.BadParameter(f"{name}: the embedded server takes {', '.join(BITS)}.")
 
 
 def _gb(size: int) -> str:

@@ -6,20 +6,41 @@ import shutil
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import onnx
 
 from infra.llm.errors import NotConvertible
-from infra.llm.graph import DataFile, GraphBuilder, Quantisation
+from infra.llm.graph import BITS, DataFile, GraphBuilder, Quantisation
 from infra.llm.hugging_face import FolderWeights, folder_tokens
 from infra.llm.tokens import Tokens, tokens_of
-from infra.llm.weights import GgufWeights, Shape
+from infra.llm.weights import Floats, GgufWeights, Shape
 from infra.weights.quantise import BLOCK
 from weir.errors import MissingPart
 
 GRAPH, DATA, TOKENIZER, ABOUT = "model.onnx", "model.onnx.data", "tokenizer.json", "llm.json"
-# int8 in blocks of 32: a byte a weight, four of scale and one of zero a block.
-_BYTES_A_WEIGHT = {"int8": 1 + 5 / BLOCK, "float32": 4.0}
+# By bits, in blocks of 32: a weight, a share of four bytes of scale, and of a zero or an offset.
+_BYTES_A_WEIGHT = {None: 4.0, 8: 1 + 5 / BLOCK, 4: 0.5 + 8 / BLOCK}
+
+
+class Source(Protocol):
+    """Weights that know where they come from; see `infra.llm.weights.GgufWeights`."""
+
+    path: Path
+
+    @property
+    def shape(self) -> Shape: ...  # noqa: D102 - said there
+
+    @property
+    def files(self) -> list[Path]: ...  # noqa: D102 - said there
+
+    def has(self, name: str) -> bool: ...  # noqa: D102 - said there
+
+    def vector(self, name: str) -> Floats: ...  # noqa: D102 - said there
+
+    def matrix(self, name: str) -> Floats: ...  # noqa: D102 - said there
+
+    def rotary_factors(self) -> Floats | None: ...  # noqa: D102 - said there
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +64,8 @@ class Need:
 
 def need_of(shape: Shape, quantisation: Quantisation, *, context: int, conversations: int) -> Need:
     """What converting and serving will take, from the sizes alone."""
-    weights = int(shape.parameter_count * _BYTES_A_WEIGHT[quantisation])
+    layers, ends = (_BYTES_A_WEIGHT[bits] for bits in BITS[quantisation])
+    weights = int(shape.layer_parameters * layers + shape.end_parameters * ends)
     # The largest matrix as float32, and what is made of it.
     rows = max(shape.vocabulary, 2 * shape.feed_forward)
     return Need(weights, 4 * 4 * rows * shape.hidden, weights, conversations * shape.cache_bytes(context))
@@ -62,10 +84,30 @@ def convert(
         NotConvertible, WeightsBroken: see there. MissingPart: too little room on the disk.
     """
     weights, tokens = opened(source)
+    write_converted(weights, tokens, target, context=context, quantisation=quantisation)
+    return weights.shape
+
+
+def write_converted(
+    weights: Source,
+    tokens: Tokens,
+    target: Path,
+    *,
+    context: int | None = None,
+    quantisation: Quantisation = "int8",
+    compressed: str | None = None,
+) -> None:
+    """Write opened weights into the folder `target`, which appears only once it is whole.
+
+    Args:
+        context: as of `convert`. compressed: how the weights were changed before; it stands in llm.json.
+    Raises:
+        NotConvertible, WeightsBroken: see there. MissingPart: too little room on the disk.
+    """
     shape = weights.shape
     length = context or min(shape.context, 4096)
-    _require_sizes(source, shape, length, quantisation)
-    _require_room(target, need_of(shape, quantisation, context=length, conversations=1))
+    _require_sizes(weights.path, shape, length, quantisation)
+    require_room(target, need_of(shape, quantisation, context=length, conversations=1).disk)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
         fresh = Path(folder) / "fresh"
@@ -75,11 +117,12 @@ def convert(
         onnx.save(graph, fresh / GRAPH)
         tokens.tokenizer.save(str(fresh / TOKENIZER))
         about = _about(weights, fresh, tokens, length, quantisation)
+        if compressed is not None:
+            about["compressed"] = compressed
         (fresh / ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         if target.exists():
             target.rename(Path(folder) / "old")
         fresh.rename(target)
-    return shape
 
 
 def open_weights(source: Path) -> GgufWeights | FolderWeights:
@@ -102,7 +145,7 @@ def opened(source: Path) -> tuple[GgufWeights | FolderWeights, Tokens]:
 
 
 def _about(
-    weights: GgufWeights | FolderWeights,
+    weights: Source,
     folder: Path,
     tokens: Tokens,
     context: int,
@@ -132,17 +175,22 @@ def sha256_of(path: Path) -> str:
 
 def _require_sizes(source: Path, shape: Shape, context: int, quantisation: Quantisation) -> None:
     inputs = (shape.hidden, shape.feed_forward, shape.head_dim * shape.head_count)
-    if quantisation == "int8" and (odd := [size for size in inputs if size % BLOCK]):
+    if quantisation != "float32" and (odd := [size for size in inputs if size % BLOCK]):
         raise NotConvertible(source, f"a size of {odd[0]} is no multiple of {BLOCK}")
     if context > shape.context:
         raise NotConvertible(source, f"it was made for {shape.context} tokens, {context} are asked for")
 
 
-def _require_room(target: Path, need: Need) -> None:
-    there = next(folder for folder in (target, *target.parents) if folder.exists())
+def require_room(target: Path, need: int) -> None:
+    """Nothing, where the disk that will hold `target` has `need` bytes free.
+
+    Raises:
+        MissingPart: it has fewer.
+    """
+    there = next(folder for folder in (target, *target.absolute().parents) if folder.exists())
     free = shutil.disk_usage(there).free
-    if free < need.disk:
+    if free < need:
         raise MissingPart(
-            f"The model takes {need.disk / 1e9:.1f} GB on the disk of {there}, which has {free / 1e9:.1f} GB "
+            f"The model takes {need / 1e9:.1f} GB on the disk of {there}, which has {free / 1e9:.1f} GB "
             "free. Make room, or choose another folder."
         )

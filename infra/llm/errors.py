@@ -19,3 +19,11 @@ class WeightsBroken(IntegrityError):
     def __init__(self, path: Path, why: str) -> None:
         self.path, self.why = path, why
         super().__init__(f"{path.name}: {why}. Get the file again, and compare its checksum.")
+
+
+class NotEvaluated(WeirError):
+    """The file is not what the evaluation with a language model printed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        super().__init__(f"{path.name}: no evaluation. Make one with `weir evaluate chat --generate --json`.")

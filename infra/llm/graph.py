@@ -10,7 +10,7 @@
 Weights are written to the data file one by one, so that a model larger than memory can be converted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
@@ -21,9 +21,18 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from infra.llm.weights import Floats, Shape
-from infra.weights.quantise import BLOCK, Blocks, to_int8
+from infra.weights.quantise import BLOCK, Bits, Blocks, to_int4, to_int4_offset, to_int8
 
-Quantisation = Literal["int8", "float32"]
+# int4 has an offset a block and leaves the embedding, which a tied output is too, in 8 bits. int4-small has
+# whole zeros and 4 bits everywhere.
+Quantisation = Literal["float32", "int8", "int4", "int4-small"]
+# Bits of the layers' matrices, and of the embedding and the output; None is float32.
+BITS: Mapping[Quantisation, tuple[Bits | None, Bits | None]] = {
+    "float32": (None, None),
+    "int8": (8, 8),
+    "int4": (4, 8),
+    "int4-small": (4, 4),
+}
 
 _MICROSOFT = "com.microsoft"
 _OPSET, _IR = 21, 10
@@ -94,9 +103,11 @@ class GraphBuilder:
 
     def __init__(self, weights: Weights, data: DataFile, *, context: int, quantisation: Quantisation) -> None:
         self._weights, self._data, self._context = weights, data, context
-        self._quantisation: Quantisation = quantisation
+        self._layer_bits, self._end_bits = BITS[quantisation]
+        self._offsets = quantisation == "int4"
         self._nodes: list[onnx.NodeProto] = []
         self._arrays: list[TensorProto] = []
+        self._summed: set[str] = set()
 
     def build(self) -> onnx.ModelProto:
         """The graph, its arrays in the data file."""
@@ -118,6 +129,8 @@ class GraphBuilder:
         self._constant("one", np.array([1], np.int64))
         self._constant("axis_one", np.array([1], np.int64))
         self._constant("index_one", np.array(1, np.int64))
+        if self._offsets:
+            self._constant("block_axis", np.array([-1], np.int64))
         self._node("ReduceSum", ["attention_mask", "axis_one"], "lengths", keepdims=0)
         self._node("Sub", ["lengths", "one"], "last_position")
         self._node("Cast", ["last_position"], "seqlens_k", to=TensorProto.INT32)
@@ -138,22 +151,23 @@ class GraphBuilder:
     def _embedding(self) -> Blocks | None:
         """Looks the tokens up; the blocks, which a tied output uses again."""
         shape, matrix = self._weights.shape, self._weights.matrix("token_embd.weight")
-        if self._quantisation == "float32":
+        if self._end_bits is None:
             self._constant("embedding", matrix)
             self._node("Gather", ["embedding", "input_ids"], "embedded", axis=0)
             return None
-        blocks = to_int8(matrix)
-        self._constant("embedding.quanta", blocks.quanta)
+        blocks = to_int8(matrix) if self._end_bits == 8 else to_int4(matrix)
+        self._constant("embedding.quanta", blocks.stored_quanta())
         self._constant("embedding.scale", blocks.scale)
-        self._constant("embedding.zero", blocks.zero)
-        self._constant("embedding.shape", np.array([shape.vocabulary, shape.hidden], np.int64))
+        self._constant("embedding.zero", blocks.stored_zero())
+        width = shape.hidden * blocks.bits // 8
+        self._constant("embedding.shape", np.array([shape.vocabulary, width], np.int64))
         self._node("Reshape", ["embedding.quanta", "embedding.shape"], "embedding.rows")
         self._node(
             "GatherBlockQuantized",
             ["embedding.rows", "input_ids", "embedding.scale", "embedding.zero"],
             "embedded",
             _MICROSOFT,
-            bits=8,
+            bits=blocks.bits,
             block_size=BLOCK,
             gather_axis=0,
             quantize_axis=1,
@@ -164,7 +178,7 @@ class GraphBuilder:
         shape, block, at = self._weights.shape, f"blk.{layer}.", f"layer.{layer}."
         normed, residual = self._norm(f"{block}attn_norm.weight", hidden, residual, f"{at}attention_in")
         names = [f"{block}attn_{which}" for which in "qkv"]
-        packed = self._product(normed, [f"{name}.weight" for name in names], f"{at}qkv")
+        packed = self._layer_product(normed, [f"{name}.weight" for name in names], f"{at}qkv")
         if self._weights.has(f"{names[0]}.bias"):
             bias = np.concatenate([self._weights.vector(f"{name}.bias") for name in names])
             packed = self._node("Add", [packed, self._constant(f"{at}bias", bias)], f"{at}qkv_biased")
@@ -180,13 +194,13 @@ class GraphBuilder:
             do_rotary=1,
             rotary_interleaved=0,
         )
-        attended = self._product(f"{at}attention", [f"{block}attn_output.weight"], f"{at}attended")
+        attended = self._layer_product(f"{at}attention", [f"{block}attn_output.weight"], f"{at}attended")
         normed, residual = self._norm(f"{block}ffn_norm.weight", attended, residual, f"{at}forward_in")
-        gate = self._product(normed, [f"{block}ffn_gate.weight"], f"{at}gate")
-        up = self._product(normed, [f"{block}ffn_up.weight"], f"{at}up")
+        gate = self._layer_product(normed, [f"{block}ffn_gate.weight"], f"{at}gate")
+        up = self._layer_product(normed, [f"{block}ffn_up.weight"], f"{at}up")
         open_gate = self._node("Sigmoid", [gate], f"{at}gate_open")
         gated = self._node("Mul", [self._node("Mul", [gate, open_gate], f"{at}silu"), up], f"{at}gated")
-        return self._product(gated, [f"{block}ffn_down.weight"], f"{at}forward"), residual
+        return self._layer_product(gated, [f"{block}ffn_down.weight"], f"{at}forward"), residual
 
     def _norm(self, name: str, hidden: str, residual: str, out: str) -> tuple[str, str]:
         """The root mean square norm of `hidden` plus what has run past it; and that sum."""
@@ -222,33 +236,58 @@ class GraphBuilder:
     def _logits(self, hidden: str, embedding: Blocks | None) -> None:
         shape = self._weights.shape
         if not shape.tied:
-            self._product(hidden, ["output.weight"], "logits")
+            self._product(hidden, ["output.weight"], "logits", self._end_bits)
         elif embedding is None:
             self._node("Transpose", ["embedding"], "embedding.columns", perm=[1, 0])
             self._node("MatMul", [hidden, "embedding.columns"], "logits")
         else:
             names = ["embedding.quanta", "output.scale", "output.zero"]
             self._constant(names[1], embedding.scale.reshape(-1))
-            self._constant(names[2], embedding.zero.reshape(-1))
-            self._blocks_product(hidden, names, "logits", shape.hidden, shape.vocabulary)
+            self._constant(names[2], embedding.stored_zero().reshape(-1))
+            sizes = shape.hidden, shape.vocabulary
+            self._blocks_product(hidden, names, "logits", sizes, embedding.bits)
 
-    def _product(self, left: str, names: Sequence[str], out: str) -> str:
+    def _layer_product(self, left: str, names: Sequence[str], out: str) -> str:
+        return self._product(left, names, out, self._layer_bits)
+
+    def _product(self, left: str, names: Sequence[str], out: str, bits: Bits | None) -> str:
         """`left` times the transpose of the matrices, one beside the other."""
         matrix = np.concatenate([self._weights.matrix(name) for name in names])
         outputs, inputs = matrix.shape
-        if self._quantisation == "float32":
+        if bits is None:
             return self._node("MatMul", [left, self._constant(f"{out}.weight", matrix.T)], out)
-        blocks = to_int8(matrix)
+        if bits == 8:
+            blocks = to_int8(matrix)
+        else:
+            blocks = to_int4_offset(matrix) if self._offsets else to_int4(matrix)
         parts = [
-            self._constant(f"{out}.quanta", blocks.quanta),
+            self._constant(f"{out}.quanta", blocks.stored_quanta()),
             self._constant(f"{out}.scale", blocks.scale.reshape(-1)),
-            self._constant(f"{out}.zero", blocks.zero.reshape(-1)),
         ]
-        return self._blocks_product(left, parts, out, inputs, outputs)
+        if blocks.offset is None:
+            parts.append(self._constant(f"{out}.zero", blocks.stored_zero().reshape(-1)))
+            return self._blocks_product(left, parts, out, (inputs, outputs), bits)
+        self._blocks_product(left, parts, f"{out}.centred", (inputs, outputs), bits)
+        offset = self._constant(f"{out}.offset", blocks.offset.T)
+        moved = self._node("MatMul", [self._block_sums(left, inputs), offset], f"{out}.moved")
+        return self._node("Add", [f"{out}.centred", moved], out)
 
-    def _blocks_product(self, left: str, parts: Sequence[str], out: str, inputs: int, outputs: int) -> str:
+    def _block_sums(self, left: str, inputs: int) -> str:
+        """(batch, sequence, inputs / 32): the sum of each block of `left`; made once for all products."""
+        sums, blocks = f"{left}.sums", f"blocks.{inputs}"
+        if sums not in self._summed:
+            if blocks not in self._summed:
+                self._constant(blocks, np.array([0, 0, inputs // BLOCK, BLOCK], np.int64))
+            self._node("Reshape", [left, blocks], f"{left}.blocks")
+            self._node("ReduceSum", [f"{left}.blocks", "block_axis"], sums, keepdims=0)
+            self._summed |= {sums, blocks}
+        return sums
+
+    def _blocks_product(
+        self, left: str, parts: Sequence[str], out: str, size: tuple[int, int], bits: Bits
+    ) -> str:
         # Level 4: the left side is quantised to 8 bits too, block by block, and integers are multiplied.
-        sizes = {"K": inputs, "N": outputs, "bits": 8, "block_size": BLOCK, "accuracy_level": 4}
+        sizes = {"K": size[0], "N": size[1], "bits": bits, "block_size": BLOCK, "accuracy_level": 4}
         return self._node("MatMulNBits", [left, *parts], out, _MICROSOFT, **sizes)
 
     # -- pieces --------------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ from weir.errors import MissingPart
 SOURCES = layout.ROOT / "infra" / "triton" / "python_llm"
 
 _CONFIG = """\
-# Written by `weir llm import`. The tensors are those of Triton's vLLM backend.
+# Written by `weir llm import`. The tensors are those of Triton's vLLM backend; `cancel` ends the answer to
+# the request of the same id.
 name: "{name}"
 backend: "python"
 max_batch_size: 0
@@ -20,7 +21,8 @@ input [
   {{ name: "text_input" data_type: TYPE_STRING dims: [ 1 ] }},
   {{ name: "stream" data_type: TYPE_BOOL dims: [ 1 ] optional: true }},
   {{ name: "sampling_parameters" data_type: TYPE_STRING dims: [ 1 ] optional: true }},
-  {{ name: "exclude_input_in_output" data_type: TYPE_BOOL dims: [ 1 ] optional: true }}
+  {{ name: "exclude_input_in_output" data_type: TYPE_BOOL dims: [ 1 ] optional: true }},
+  {{ name: "cancel" data_type: TYPE_BOOL dims: [ 1 ] optional: true }}
 ]
 output [
   {{ name: "text_output" data_type: TYPE_STRING dims: [ 1 ] }},

@@ -47,11 +47,19 @@ class Shape:
     @property
     def parameter_count(self) -> int:
         """Of all matrices; norms and biases are too few to count."""
+        return self.layer_parameters + self.end_parameters
+
+    @property
+    def layer_parameters(self) -> int:
+        """Of the layers' matrices."""
         qkv = self.hidden * self.head_dim * (self.head_count + 2 * self.kv_head_count)
         output = self.head_dim * self.head_count * self.hidden
-        layer = qkv + output + 3 * self.hidden * self.feed_forward
-        embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
-        return self.layer_count * layer + embeddings
+        return self.layer_count * (qkv + output + 3 * self.hidden * self.feed_forward)
+
+    @property
+    def end_parameters(self) -> int:
+        """Of the embedding, and of the output where that is another matrix."""
+        return self.vocabulary * self.hidden * (1 if self.tied else 2)
 
     def cache_bytes(self, tokens: int) -> int:
         """What the keys and values of so many tokens take, as float32."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from infra.compress.cli import compress_encoder, compress_llm
 from services.training.command import AsJson, Data, Protocol, Repository, Seed, step, table_of
 from services.training.errors import TrainingError
 from services.training.settings import TrainingSettings
@@ -90,6 +91,10 @@ def compress_risk(
     typer.echo(f"\nIn {out}: compress.json, compress.md, pareto.svg, and the graphs below models/.")
     if keep is not None:
         typer.echo(f"{keep!r} is kept in {about['kept']}.")
+
+
+app.command("llm")(compress_llm)
+app.command("encoder")(compress_encoder)
 
 
 def slug(name: str) -> str:
