@@ -33,14 +33,6 @@ class DataClass(StrEnum):
 PLACEHOLDER = re.compile(rf"\[(?:{'|'.join(DataClass)})_\d{{1,6}}\]")
 
 
-_SPACE = re.compile(r"\s+(?=[\s,.;:!?，。；：！？])")
-
-
-def without_placeholders(text: str) -> str:
-    """What is left for a model that was trained on what people write."""
-    return _SPACE.sub("", PLACEHOLDER.sub(" ", text)).strip()
-
-
 @dataclass(frozen=True, slots=True)
 class Span:
     """Where personal data stood: characters `start` to `end` of the text as it came."""

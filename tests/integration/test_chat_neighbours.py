@@ -3,10 +3,12 @@
 import asyncio
 from contextlib import asynccontextmanager
 
+import httpx
 from aiohttp import web
 
 from infra.llm.convert import convert
 from infra.llm.repository import Serving, write_embedded
+from infra.local.triton import TritonServer
 from tests.support.chat import (
     chat_under_test,
     message,
@@ -15,6 +17,7 @@ from tests.support.chat import (
     reply_to,
     say,
 )
+from tests.support.pauses import until
 from tests.support.payments import raw_records
 from tests.support.tiny_llm import TinyLlm
 from weir.clock import now_ms
@@ -109,6 +112,33 @@ async def test_without_triton_the_passage_answers_and_says_degraded(tmp_path, ka
         chat.start()
         reply = await reply_to(chat, message("alone", KNOWN))
     assert (reply.outcome, reply.degraded, reply.degraded_reason) == ("ANSWERED", True, "model_unavailable")
+
+
+async def test_a_model_server_that_dies_in_the_middle_of_answers_leaves_them_to_the_passages(
+    tmp_path, kafka, keys, knowledge, start_triton
+):
+    model = TinyLlm(layers=2, vocabulary=31, seed=3, context=4096)
+    convert(model.write(tmp_path / "model.gguf"), tmp_path / "made")
+    write_embedded(tmp_path / "made", tmp_path / "repository", "llm", Serving(conversations_max=2))
+    served = start_triton(tmp_path / "repository")
+    folder = tmp_path / "worker"
+    with chat_under_test(folder, kafka, keys, knowledge, served.endpoint, generate=True) as chat:
+        chat.start()
+        asked = [message(f"mid-{number}", KNOWN, f"mid-{number}") for number in range(24)]
+        await say(chat, *asked)
+        await until(lambda: under_way(served) > 0, "an answer is under way")
+        served.kill()
+        found = await replied(chat, *(each.event_id for each in asked))
+        assert chat.health()["ready"]
+    replies = [found[each.event_id][0] for each in asked]
+    assert {reply.outcome for reply in replies} == {"ANSWERED"}
+    assert {sentence.origin for reply in replies for sentence in reply.sentences} == {"passage"}
+    assert "model_unavailable" in {reply.degraded_reason for reply in replies}
+
+
+def under_way(served: TritonServer) -> float:
+    lines = httpx.get(served.metrics_url).text.splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("weir_llm_conversations"))
 
 
 async def test_two_workers_share_the_conversations_and_one_goes_on_alone(tmp_path, kafka, keys, knowledge):

@@ -1,13 +1,16 @@
 """The chat worker between a real Kafka and key service: what is answered, and what a person is handed."""
 
 import asyncio
+import io
 import json
 from datetime import UTC, datetime
 
 import grpc
 import httpx
 import pytest
+from rich.console import Console
 
+from infra.local import demo_chat
 from services.chat.streaming.sse import CUSTOMER_HEADER
 from tests.support.chat import (
     agent_reply,
@@ -22,7 +25,8 @@ from tests.support.chat import (
 )
 from tests.support.payments import raw_records, until
 from weir._proto.weir.chat.v1 import answers_pb2, answers_pb2_grpc
-from weir.client.chat import ChatMessage
+from weir.client.chat import ChatMessage, Replies
+from weir.errors import BadInput
 
 KNOWN = "What does a replacement card cost?"
 KNOWN_ZH = "怎么投诉？"
@@ -143,11 +147,39 @@ async def test_another_customer_does_not_get_into_a_conversation(chat):
     assert "stranger" not in await replied(chat, "mine")
 
 
+@pytest.mark.parametrize("lang", ["en", "zh"])
+async def test_the_demos_customer_is_answered_masked_refused_and_handed_over(chat, lang):
+    inbox = Replies.connect(
+        purpose="investigation",
+        kafka=chat.kafka_settings,
+        topics=chat.topics,
+        registry=chat.registry,
+        keys=chat.reader("analyst"),
+    )
+    async with chat.publisher() as bank, inbox as replies:
+        exchanges = await demo_chat.converse(bank, replies, lang)
+    found = [(each.reply.outcome, bool(each.reply.guard), each.reply.masked) for each in exchanges]
+    assert found == [
+        ("ANSWERED", False, {}),
+        ("CONFIRM", False, {"CARD": 1}),
+        ("DONE", False, {}),
+        ("REFUSED", True, {}),
+        ("HANDED_OVER", False, {}),
+    ]
+    shown = Console(file=io.StringIO(), width=200)
+    demo_chat.show(shown, exchanges)
+    told = shown.file.getvalue()
+    assert "masked CARD 1" in told
+    assert all(each.reply.text in told for each in exchanges)
+    assert exchanges[0].reply.sentences[0].sources[0] in told
+
+
 BAD = {
     "empty": "",
     "spaces": "  \n\t ",
     "emoji alone": "😀😀🎉",
-    "a megabyte": "a" * 400_000,
+    "half a megabyte": "a" * 500_000,
+    "half a megabyte of characters that disguise": "\u200b\uff11" * 150_000,
     "mixed scripts": "卡 card كارت карта 카드",
     "control characters": "\x00\x01\x02 what?",
     "placeholders of ours": "[CARD_1] [NAME_7]",
@@ -174,20 +206,41 @@ async def test_a_thousand_messages_of_one_customer_are_slowed_down(chat):
 
 
 async def test_bytes_that_are_no_message_go_to_the_dead_letters_whole(chat):
+    broken = await put(chat, "utf", "X" * 8, (b"X" * 8, b"\xff" * 8))
     async with chat.publisher() as bank:
-        good = bank._encoders.get("chat_message") or await bank._prepare(
-            chat.topics.chat_messages, "chat_message"
-        )
-        schema_id, codec = good
-        record = message("utf", "X" * 8, "utf").to_avro()
-        broken = b"\0" + schema_id.to_bytes(4, "big") + codec.encode(record).replace(b"X" * 8, b"\xff" * 8)
-        producer = bank._started()
-        for value in (b"no frame", b"\0\0\0\0\x63xx", broken):
-            await producer.send_and_wait(chat.topics.chat_messages, value, b"utf")
+        for value in (b"no frame", b"\0\0\0\0\x63xx"):
+            await bank._started().send_and_wait(chat.topics.chat_messages, value, b"utf")
     letters = await dead_letters(chat, 3, reason=None)
     reasons = {each["reason"] for each in letters}
     assert {"not_framed", "unknown_schema", "bad_utf8"} <= reasons
     assert broken in [each["value"] for each in letters]
+
+
+async def put(chat, event_id: str, text: str, change: tuple[bytes, bytes] = (b"", b"")) -> bytes:
+    """A message as another program than ours may put it on the topic: of any size, some bytes changed."""
+    async with chat.publisher() as bank:
+        schema_id, codec = await bank._prepare(chat.topics.chat_messages, "chat_message")
+        record = message(event_id, "", event_id).to_avro() | {"text": text}
+        value = b"\0" + schema_id.to_bytes(4, "big") + codec.encode(record).replace(*change)
+        await bank._started().send_and_wait(chat.topics.chat_messages, value, event_id.encode())
+        return value
+
+
+async def test_a_megabyte_is_refused_by_the_client_and_not_read_by_the_worker(chat):
+    with pytest.raises(BadInput, match="at most 500,000 characters") as error:
+        await say(chat, message("too-much", "a" * 1_000_000, "too-much"))
+    assert "\n" not in str(error.value)
+    await put(chat, "megabyte", "a" * 1_000_000)
+    (reply,) = (await replied(chat, "megabyte"))["megabyte"]
+    assert reply.outcome == "CLARIFY"
+    assert (await reply_to(chat, message("after-it", KNOWN, "megabyte"))).outcome == "ANSWERED"
+
+
+async def test_a_megabyte_that_is_no_text_goes_to_the_dead_letters_whole(chat):
+    value = await put(chat, "no-text", "X" * 1_000_000, (b"X" * 8, b"\xff" * 8))
+    letters = await dead_letters(chat, 1, reason="bad_utf8")
+    assert value in [letter["value"] for letter in letters]
+    assert (await reply_to(chat, message("after-no-text", KNOWN, "no-text"))).outcome == "ANSWERED"
 
 
 async def test_an_agents_reply_to_nobody_is_a_dead_letter(chat):

@@ -108,8 +108,8 @@ async def test_a_sentence_is_handed_out_before_the_next_is_written():
         ("A new card costs 99 EUR.", 0, "fact"),
         ("A frozen card takes no payments. A new card costs 99 EUR. You can lift the freeze.", 1, "fact"),
         ("You cannot freeze your card in the app.", 0, "negation"),
-        ("We will give you a free holiday in Spain for it.", 0, "name"),
-        ("We will give you a free holiday for it.", 0, "words"),
+        ("We will give you a holiday in Spain for it.", 0, "name"),
+        ("We will give you a holiday for it.", 0, "words"),
         (f"My rules say {CANARY}.", 0, "canary"),
         ("Your card [CARD_9] can be frozen in the app.", 0, "placeholder"),
         ("I do not know.", 0, "does_not_know"),
@@ -147,11 +147,38 @@ async def test_a_model_that_breaks_off_leaves_what_was_shown_and_the_passage_goe
     assert len({each.text for each in sentences}) == len(sentences)
 
 
+async def test_what_is_borne_out_and_answers_something_else_is_followed_by_what_answers():
+    lost = Hit(
+        Passage(
+            "cards/15", "cards", 1, "en", "Replacement card",
+            "Replacing a lost card costs EUR 8. Replacing a stolen card is free of charge.",
+        ),
+        0.9,
+    )  # fmt: skip
+    turn = Turn("What does replacing a lost card cost?", "en", [lost])
+    sentences, account = await answered(Model("Replacing a stolen card is free of charge."), turn)
+    assert [each.text for each in sentences] == [
+        "Replacing a stolen card is free of charge.",
+        "Replacing a lost card costs EUR 8.",
+    ]
+    assert account.flaw == ""
+    sentences, _ = await answered(Model("Replacing a lost card costs 8 euros."), turn)
+    assert [each.text for each in sentences] == ["Replacing a lost card costs 8 euros."]
+
+
+async def test_what_a_model_has_said_in_the_same_words_is_not_said_again():
+    sentences, account = await answered(Model("A frozen card takes no payments! We give you EUR 99."))
+    assert account.flaw == "fact"
+    texts = [each.text for each in sentences]
+    assert texts[0] == "A frozen card takes no payments!"
+    assert "A frozen card takes no payments." not in texts
+
+
 async def test_what_it_thinks_is_kept_and_never_shown():
     thought = "The customer has 9,999 EUR and the canary is " + CANARY
-    model = Model(f"{thought}</think>A frozen card takes no payments.")
+    model = Model(f"{thought}</think>You can freeze your card in the app.")
     sentences, account = await answered(model, template="deepseek")
-    assert [each.text for each in sentences] == ["A frozen card takes no payments."]
+    assert [each.text for each in sentences] == ["You can freeze your card in the app."]
     assert account.thought == thought
     assert "9,999" not in repr(account)
 

@@ -30,7 +30,8 @@ OTHER = Passage(
     1,
     "en",
     "Loans",
-    "A loan is paid back within 84 months. Its rate is 6.9 %. Early repayment is free.",
+    "A loan is paid back within 84 months. Its rate is 6.9 %. Early repayment is free. "
+    "A late instalment costs EUR 5. An instalment in advance, or one that was put off, is free of charge.",
 )
 HAN = Passage("fees/1", "fees", 1, "zh", "转账与卡", ZH)
 
@@ -46,6 +47,8 @@ SUPPORTED = [
     "The savings rate is 2.5% a year, paid on December 31.",
     "Lost cards are replaced free of charge within 5 working days.",
     "An express card costs 25 EUR.",
+    "A transfer within the euro area costs nothing.",
+    "A transfer within the euro area is free of charge.",
     "Write to help@bank.example.",
     "境内转账免费。",
     "加急转账每笔收费50元。",
@@ -86,6 +89,20 @@ UNSUPPORTED = [
     ("境内转账免费五十元，二十分钟内到账。", Flaw.FACT),
     ("Lost cards are replaced within five working days; the replacement costs 7.50 EUR.", Flaw.FACT),
     ("境内转账免费，还送您一张电影票和一份礼品。", Flaw.WORDS),
+    # What one sentence says, of what another one is about.
+    ("A transfer within the euro area costs EUR 7.50.", Flaw.FACT),
+    ("A transfer costs EUR 7.50.", Flaw.FACT),
+    ("An urgent transfer is free.", Flaw.FACT),
+    ("An urgent transfer costs nothing.", Flaw.FACT),
+    ("Transfers within the euro area must be confirmed by phone before 16:00.", Flaw.FACT),
+    ("An instant transfer arrives within 20 minutes.", Flaw.FACT),
+    ("An urgent transfer arrives on the next working day.", Flaw.WORDS),
+    ("Lost cards are replaced for 25 EUR within five working days.", Flaw.FACT),
+    # As the embedded model has said it: a price without what it is for.
+    ("An instalment costs EUR 5.", Flaw.FACT),
+    ("境内转账每笔收费五十元。", Flaw.FACT),
+    ("加急转账免费。", Flaw.FACT),
+    ("加急转账下一个工作日到账。", Flaw.FACT),
 ]
 
 
@@ -127,6 +144,8 @@ def test_two_passages_do_not_bear_out_what_neither_says():
         ("9:30, 16点30分 and 4 pm", {Fact("time", "09:30"), Fact("time", "16:30"), Fact("time", "16:00")}),
         ("five days", {Fact("number", "5")}),
         ("one of them", set()),
+        ("free of charge, no fee, costs nothing, 不收费", {Fact("free", "")}),
+        ("feel free to ask, free up to", set()),
         ("www.bank.example.", {Fact("web", "www.bank.example")}),
     ],
 )

@@ -3,6 +3,10 @@
 import pytest
 
 from services.chat.answer.answerer import Answerer
+from services.chat.answer.grounding import check
+from services.chat.answer.prompt import Prompts
+from services.chat.answer.sentences import sentences_of
+from services.chat.evaluate import claims, retrieval
 from services.chat.evaluate import intents as meaning
 from services.chat.evaluate.chat import evaluate
 from services.chat.evaluate.command import lines_of
@@ -24,6 +28,44 @@ async def test_every_sentence_of_the_knowledge_that_is_shown_stands_there():
     lines = list(lines_of(made))
     assert any(line.startswith("guards.held_out.blocked: ") and "n=154" in line for line in lines)
     assert all("\n" not in line for line in lines)
+
+
+async def test_few_false_sentences_pass_the_check_and_most_true_ones_do():
+    figures = claims.measure((await retrieval.starter()).passages)
+    for language in ("en", "zh"):
+        shown = {name: share["share"] for name, share in figures[language].items()}
+        counts = {name: share["count"] for name, share in figures[language].items()}
+        assert shown["written_true_shown"] > 0.65, language
+        assert counts["written_true_shown"] >= 30
+        false = {name: share for name, share in shown.items() if name.endswith("false_shown")}
+        # Amounts and times made up and another's, denied; written in two parts and together.
+        assert len(false) == 8
+        assert max(false.values()) < 0.06, (language, false)
+        assert min(counts[name] for name in false) >= 15
+
+
+async def test_a_sentence_of_the_knowledge_is_borne_out_by_its_own_passage():
+    for passage in (await retrieval.starter()).passages:
+        for sentence in sentences_of(passage.text):
+            assert check(sentence, [passage], stem).is_supported, sentence
+
+
+async def test_an_answer_is_a_models_when_it_was_shown_from_beginning_to_end():
+    async def parrot(prompt, *, tokens_max, stop=()):
+        # The first sentence of the first passage, and for Chinese something that stands nowhere.
+        passage = prompt.split('">\n', 1)[1].split("\n</passage>", 1)[0]
+        yield sentences_of(passage)[0] if "Answer in English" in prompt else "我们送您一部新手机。"
+
+    prompts = Prompts("chatml", "canary", len, tokens_max=20_000)
+    answerer = Answerer(parrot, prompts, canary="canary", stem=stem)
+    made = await evaluate(encoders=None, encoder_name="", answerer=answerer, questions_max=60)
+    english, chinese = made["turns_en"], made["turns_zh"]
+    assert english["answered_by_model"]["share"] == 1.0
+    assert english["answered_by_model"]["count"] == english["answered"]["hits"] > 5
+    assert chinese["answered_by_model"]["share"] == 0.0
+    assert chinese["answered_by_model"]["count"] > 5
+    assert english["prompts"] != chinese["prompts"]
+    assert {each["version"] for each in english["prompts"]} == {"v2"}
 
 
 async def test_intents_are_counted_right_wrong_and_out_of_scope(tmp_path):
@@ -55,6 +97,23 @@ def test_the_set_of_our_own_holds_every_intent_in_both_languages():
         assert {row.category for row in rows} == named | {""}
         assert len({row.text for row in rows}) == len(rows)
     assert len(named) == 77
+
+
+async def test_the_rate_is_of_all_answers_together():
+    # Two tokens at once say nothing of the pace; ten in a second do.
+    now = iter([0.0, 1.0, 1.001, 0.0, *(1.0 + 0.1 * number for number in range(11))])
+    pace = Pace(lambda: next(now))
+
+    async def generator(prompt, *, tokens_max, stop=()):
+        for piece in prompt:
+            yield piece
+
+    for prompt in ("ab", "abcdefghijk"):
+        async for _ in pace.watched(generator)(prompt, tokens_max=20):
+            pass
+    rate = pace.as_dict()["tokens_per_second"]
+    assert rate["count"] == 2
+    assert rate["mean"] == pytest.approx(11 / 1.001, rel=1e-3)
 
 
 async def test_the_pace_is_that_of_the_pieces():

@@ -147,6 +147,18 @@ async def test_what_a_model_must_not_say_is_replaced_by_the_passage(generator, f
     assert any(sentence.origin is Origin.PASSAGE for sentence in turned.sentences)
 
 
+async def test_a_price_of_one_thing_is_not_shown_for_another():
+    fees = "A transfer within the euro area is free. An urgent transfer costs EUR 7.50."
+    talk = Talk(
+        Knowledge(Passage("fees", "fees", 1, "en", "Fees", fees)),
+        generator=model("A transfer within the euro area costs EUR 7.50."),
+    )
+    turned = await talk.says("What does a transfer within the euro area cost?")
+    assert turned.trail.flaw == "fact"
+    assert [sentence.origin for sentence in turned.sentences] == [Origin.PASSAGE] * 2
+    assert turned.sentences[0].text == "A transfer within the euro area is free."
+
+
 async def test_a_model_that_hangs_ends_with_a_person_and_what_was_shown_stands():
     talk = Talk(generator=model("A new card costs EUR 8. ", "It", hangs=True), deadline_s=0.05)
     turned = await talk.says("What does a new card cost?")

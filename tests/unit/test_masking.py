@@ -54,6 +54,18 @@ def test_every_text_comes_back(text):
     assert all(one[1] <= other[0] for one, other in pairwise(places))
 
 
+@pytest.mark.parametrize(
+    ("text", "masked_text"),
+    [
+        ("Write to anna.smith@example.com. How do I pay?", "Write to [EMAIL_1]. How do I pay?"),
+        ("Reach me at anna.smith@example.com please", "Reach me at [EMAIL_1] please"),
+        ("It is anna @ example . com", "It is [EMAIL_1]"),
+    ],
+)
+def test_an_email_address_begins_and_ends_where_it_does(masker, text, masked_text):
+    assert masker.mask(text).text == masked_text
+
+
 def test_a_value_keeps_its_placeholder_through_a_conversation(masker):
     first = masker.mask("my card 4111 1111 1111 1111 and 5555 5555 5555 4444")
     again = masker.mask("it is 4111-1111-1111-1111 and 378282246310005", first.values)

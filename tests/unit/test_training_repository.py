@@ -32,7 +32,11 @@ def about(version="1", names=NAMES) -> dict:
 
 def write(home: ModelRepository, version="1", names=NAMES, **options) -> Path:
     graph = to_onnx(model(names), name="risk", feature_spec="abc")
-    return home.write(graph, about(version, names), lambda whole: {"MODEL_CARD.md": f"# card of {whole['sha256']}\n"}, **options)
+
+    def cards(whole):
+        return {"MODEL_CARD.md": f"# card of {whole['sha256']}\n"}
+
+    return home.write(graph, about(version, names), cards, **options)
 
 
 @pytest.fixture

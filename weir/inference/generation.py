@@ -1,12 +1,13 @@
 """Text from a language model on Triton, piece by piece as it is made.
 
 The tensors are those of Triton's vLLM backend, which the embedded model takes too. Each answer is a stream of
-its own: closing it cancels the request, and the server gives the place to another.
+its own: who closes it leaves at once, and the model gives the place to another within a step.
 """
 
 import asyncio
 import json
 import time
+import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -20,10 +21,13 @@ from tritonclient.grpc import service_pb2_grpc
 
 from weir.config import TritonSettings
 from weir.grpc_words import cause as in_words
+from weir.inference._answer_stream import AnswerStream
 from weir.inference._channel import credentials, open_channel
 from weir.inference.errors import ModelRejected, ModelUnavailable
 
 _LENGTH_BYTES = 4
+# The input by which `infra/triton/python_llm` is asked to end the answer to the request of the same id.
+_CANCEL = "cancel"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,10 @@ class Generation:
         self._clock = clock
         self._credentials = credentials(settings)
         self._channel: grpc.aio.Channel | None = None
+        # Streams whose readers have gone, until they are over.
+        self._ending: set[asyncio.Task[None]] = set()
+        # Whether the model can be asked to stop; None until somebody has left.
+        self._can_be_left: bool | None = None
 
     async def __call__(
         self, prompt: str, *, tokens_max: int, stop: Sequence[str] = ()
@@ -98,15 +106,23 @@ class Generation:
             ModelUnavailable: no answer, or it broke off. ModelRejected: the server refuses this prompt.
         """
         began_s = self._clock()
-        call = self._stub().ModelStreamInfer()
+        request_id = uuid.uuid4().hex
+        stream = AnswerStream(
+            self._stub().ModelStreamInfer(),
+            self._asking(request_id, prompt, tokens_max, stop),
+            _leaving(self.model, request_id),
+            self._knows_leaving,
+        )
+        ended, deadline_s = False, self._first_deadline_s
         try:
-            await self._ask(call, prompt, tokens_max, stop)
-            deadline_s = self._first_deadline_s
             while True:
                 async with asyncio.timeout(deadline_s):
-                    answer = await call.read()
-                if answer is grpc.aio.EOF:
+                    answer = await stream.read()
+                if answer is None:
+                    ended = True
                     raise self._unavailable(began_s, "the server ended the stream")
+                # An error is the last of its answer too.
+                ended = bool(answer.error_message)
                 piece, ended = self._piece(answer, began_s)
                 if piece.text or piece.finish_reason:
                     yield piece
@@ -119,11 +135,15 @@ class Generation:
             cause = f"{error.code().name.lower()}: {in_words(error.details())}"
             raise self._unavailable(began_s, cause) from error
         finally:
-            # Whether it is over or the reader has left: the server frees the place.
-            call.cancel()
+            # Beside whoever has read it, who waits for nothing.
+            ending = asyncio.create_task(stream.end(is_over=ended))
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
 
     async def close(self) -> None:
-        """Disconnect; answers under way break off."""
+        """Disconnect; answers under way break off, once the model has been told."""
+        if self._ending:
+            await asyncio.wait(self._ending)
         if self._channel is not None:
             await self._channel.close()
             self._channel = None
@@ -136,7 +156,18 @@ class Generation:
     ) -> None:
         await self.close()
 
-    async def _ask(self, call: Any, prompt: str, tokens_max: int, stop: Sequence[str]) -> None:
+    async def _knows_leaving(self) -> bool:
+        """Whether the model has the input by which it is asked to stop.
+
+        Raises:
+            grpc.aio.AioRpcError: no answer.
+        """
+        if self._can_be_left is None:
+            about = await self._stub().ModelMetadata(pb.ModelMetadataRequest(name=self.model))
+            self._can_be_left = any(each.name == _CANCEL for each in about.inputs)
+        return self._can_be_left
+
+    def _asking(self, request_id: str, prompt: str, tokens_max: int, stop: Sequence[str]) -> Any:
         sampling: dict[str, Any] = {"max_tokens": tokens_max, "temperature": self._sampling.temperature}
         if self._sampling.temperature:
             sampling["top_p"] = self._sampling.top_p
@@ -144,15 +175,14 @@ class Generation:
                 sampling["seed"] = self._sampling.seed
         if stop:
             sampling["stop"] = list(stop)
-        request = pb.ModelInferRequest(model_name=self.model)
+        request = pb.ModelInferRequest(model_name=self.model, id=request_id)
         # Without it a server that has sent its last piece already does not say that it was the last.
         request.parameters["triton_enable_empty_final_response"].bool_param = True
         _add(request, "text_input", "BYTES", _sized(prompt.encode()))
         _add(request, "stream", "BOOL", b"\x01")
         _add(request, "sampling_parameters", "BYTES", _sized(json.dumps(sampling).encode()))
         _add(request, "exclude_input_in_output", "BOOL", b"\x01")
-        await call.write(request)
-        await call.done_writing()
+        return request
 
     def _piece(self, answer: Any, began_s: float) -> tuple[Piece, bool]:
         """What an answer of the server holds, and whether it is the last."""
@@ -178,6 +208,14 @@ class Generation:
         if self._channel is None:
             self._channel = open_channel(self.endpoint, self._credentials)
         return service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+
+def _leaving(model: str, request_id: str) -> Any:
+    """Asks the model to end the answer to the request of that id."""
+    request = pb.ModelInferRequest(model_name=model, id=request_id)
+    _add(request, "text_input", "BYTES", _sized(b""))
+    _add(request, _CANCEL, "BOOL", b"\x01")
+    return request
 
 
 def _add(request: Any, name: str, datatype: str, raw: bytes) -> None:

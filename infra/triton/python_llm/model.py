@@ -79,6 +79,8 @@ class TritonPythonModel:
         )
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._measures = _Measures(args["model_name"])
+        # Answers under way, by the id of their request.
+        self._answers: dict[str, _Answer] = {}
         self._batcher = Batcher(
             self._engine,
             self._tokenizer,
@@ -93,12 +95,21 @@ class TritonPythonModel:
         """Take the requests; their answers come from the thread."""
         for request in requests:
             sender = request.get_response_sender()
+            if _flag(request, "cancel"):
+                if (left := self._answers.get(request.request_id())) is not None:
+                    left.is_left = True
+                sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+                continue
             try:
                 self._batcher.submit(self._wanted(request, sender))
             except (Refused, ValueError, KeyError, TypeError) as error:
-                _send(sender, error=f"refused: {error}")
+                self._refuse(request, sender, f"refused: {error}")
             except Busy as error:
-                _send(sender, error=f"busy: {error}")
+                self._refuse(request, sender, f"busy: {error}")
+
+    def _refuse(self, request, sender, why: str) -> None:
+        self._answers.pop(request.request_id(), None)
+        _send(sender, error=why)
 
     def finalize(self) -> None:
         """End what is under way."""
@@ -139,8 +150,14 @@ class TritonPythonModel:
         if tokens_max < 1:
             raise Refused(f"max_tokens must be 1 or more, not {tokens_max}")
         self._measures.add("prompt_tokens_total", len(tokens))
-        answer = _Answer(sender, self._measures, streams=_flag(request, "stream"))
-        return Request(
+        request_id = request.request_id()
+        answer = _Answer(
+            sender,
+            self._measures,
+            streams=_flag(request, "stream"),
+            ended=lambda: self._answers.pop(request_id, None),
+        )
+        wanted = Request(
             tokens,
             tokens_max,
             Sampling(
@@ -150,16 +167,27 @@ class TritonPythonModel:
             ),
             [stops] if isinstance(stops, str) else [str(stop) for stop in stops],
             answer.show,
-            sender.is_cancelled,
+            answer.is_cancelled,
         )
+        if request_id:
+            self._answers[request_id] = answer
+        return wanted
 
 
 class _Answer:
-    """Sends one answer: piece by piece, or whole at its end."""
+    """Sends one answer: piece by piece, or whole at its end.
 
-    def __init__(self, sender, measures: _Measures, *, streams: bool) -> None:
-        self._sender, self._measures, self._streams = sender, measures, streams
+    is_left: whether its reader has asked for its end.
+    """
+
+    def __init__(self, sender, measures: _Measures, *, streams: bool, ended) -> None:
+        self._sender, self._measures, self._streams, self._ended = sender, measures, streams, ended
+        self.is_left = False
         self._began_s, self._whole, self._first = time.monotonic(), "", True
+
+    def is_cancelled(self) -> bool:
+        # A client that is gone has asked for nothing.
+        return self.is_left or self._sender.is_cancelled()
 
     def show(self, piece: str, reason: str | None) -> None:
         if self._first and piece:
@@ -172,6 +200,7 @@ class _Answer:
             else:
                 self._whole += piece
             return
+        self._ended()
         self._measures.add("requests_total", reason=reason.partition(":")[0])
         if reason.startswith("error"):
             _send(self._sender, error=reason)

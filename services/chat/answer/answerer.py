@@ -3,7 +3,7 @@
 no hits ──────────────────────────────▶ nothing: the caller says that it does not know
 extractive ──▶ the passage's sentences
 generated ──▶ model's pieces ──▶ sentences ──check──▶ handed out
-                                    │ first flaw, end of the model, a loop, a deadline
+                                    │ first flaw, a loop, a deadline; or what answers best was not said
                                     ▼
                          the passage's sentences that were not said yet
 """
@@ -13,9 +13,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
+from services.chat.answer.facts import Fact, facts_in
 from services.chat.answer.grounding import Stem, check, content_words
 from services.chat.answer.prompt import Prompt, Prompts, Said
 from services.chat.answer.sentences import SentenceStream, sentences_of
+from services.chat.asked import asked_of
 from services.chat.domain import PLACEHOLDER, Generator, Hit, Language, Origin, Sentence
 from weir.errors import WeirError
 from weir.inference.thinking import ThinkingSplitter
@@ -27,6 +29,8 @@ _GENERATED_MAX = 6
 _TOKENS_MAX = 256
 # Thoughts included, whatever the server takes for the end.
 _WRITTEN_CHARS_MAX = 20_000
+# Of the words of the passage's nearest sentence, in what a model said.
+_HELD_MIN = 0.5
 _DOES_NOT_KNOW = re.compile(r"\b(?:do not|don't) know\b|不知道", re.IGNORECASE)
 
 
@@ -60,6 +64,13 @@ class Account:
     thought: str = field(default="", repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class _Said:
+    text: str
+    words: set[str]
+    facts: frozenset[Fact]
+
+
 class Answerer:
     """Answers turns.
 
@@ -83,19 +94,41 @@ class Answerer:
 
     async def __call__(self, turn: Turn, account: Account) -> AsyncGenerator[Sentence, None]:
         """The sentences of the answer, each as soon as it may be shown; none when nothing was found."""
-        said = set[str]()
+        said = list[_Said]()
         if turn.hits and self._generator is not None and self._prompts is not None:
             async with aclosing(self._generated(turn, account)) as sentences:
                 async for sentence in sentences:
                     # A small model says things twice.
-                    if (plain := _plain(sentence.text)) not in said:
-                        said.add(plain)
+                    if not any(_plain(sentence.text) == _plain(each.text) for each in said):
+                        said.append(self._read(sentence.text))
                         yield sentence
-            if said and not (account.flaw or account.degraded):
+            if said and not (account.flaw or account.degraded) and self._answers(turn, said):
                 return
         for sentence in passage_sentences(turn.question, turn.hits, self._stem):
-            if _plain(sentence.text) not in said:
+            own = self._read(sentence.text)
+            if not any(own.words <= each.words and own.facts <= each.facts for each in said):
                 yield sentence
+
+    def _answers(self, turn: Turn, said: Sequence["_Said"]) -> bool:
+        """Whether what a model said holds what the passage says nearest to the question.
+
+        A sentence may be borne out and be about something else: the stolen card's price for the lost one's.
+        """
+        asked = content_words(asked_of(turn.question), self._stem)
+        own = [self._read(each.text) for each in passage_sentences(turn.question, turn.hits, self._stem)]
+        near = [len(asked & each.words) for each in own]
+        if not max(near):
+            return True
+        words = set[str]().union(*(each.words for each in said))
+        facts = frozenset[Fact]().union(*(each.facts for each in said))
+        return any(
+            each.facts <= facts and len(each.words & words) >= _HELD_MIN * len(each.words)
+            for each, count in zip(own, near, strict=True)
+            if count == max(near)
+        )
+
+    def _read(self, sentence: str) -> "_Said":
+        return _Said(sentence, content_words(sentence, self._stem), frozenset(facts_in(sentence)))
 
     async def _generated(self, turn: Turn, account: Account) -> AsyncGenerator[Sentence, None]:
         assert self._generator is not None
@@ -157,7 +190,7 @@ def passage_sentences(question: str, hits: Sequence[Hit], stem: Stem = str.lower
     """
     if not hits:
         return []
-    passage, asked = hits[0].passage, content_words(question, stem)
+    passage, asked = hits[0].passage, content_words(asked_of(question), stem)
     sentences = sentences_of(" ".join(passage.text.split()))
     if len(sentences) <= _SENTENCES_MAX:
         chosen = sentences

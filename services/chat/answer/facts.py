@@ -1,6 +1,7 @@
-"""The facts in a sentence that must not be made up: numbers, amounts, dates, addresses of the web.
+"""The facts in a sentence that must not be made up: numbers, amounts, what is free, dates, web addresses.
 
-Two ways to write a fact are one: 1,500 and 1500, 2.5 % and 百分之二点五, 一千五百 and 1500, 3 May and 5月3日.
+Two ways to write a fact are one: 1,500 and 1500, 2.5 % and 百分之二点五, 一千五百 and 1500, 3 May and 5月3日,
+free of charge and 不收费.
 """
 
 import re
@@ -25,7 +26,10 @@ _CURRENCIES = {
     "GBP": r"£|\bgbp\b|\bpounds?\b|英镑",
     "CNY": r"¥|\bcny\b|\brmb\b|\byuan\b|人民币|元",
 }
+_PRICES = {*_CURRENCIES, "free"}
 _CURRENCY = re.compile("|".join(f"(?P<{code}>{words})" for code, words in _CURRENCIES.items()), re.IGNORECASE)
+_AFTER = re.compile(rf"\s?(?:{_CURRENCY.pattern})", re.IGNORECASE)
+_BEFORE = re.compile(rf"(?:{_CURRENCY.pattern})\s?$", re.IGNORECASE)
 _MONTHS = [
     *("jan(?:uary)?", "feb(?:ruary)?", "mar(?:ch)?", "apr(?:il)?", "may", "june?", "july?", "aug(?:ust)?"),
     *("sept?(?:ember)?", "oct(?:ober)?", "nov(?:ember)?", "dec(?:ember)?"),
@@ -40,6 +44,11 @@ _DATES = (
     re.compile(rf"(?:{_MONTH})\s(?P<d>\d{{1,2}})(?:st|nd|rd|th)?\b(?:,?\s(?P<y>\d{{4}}))?", re.IGNORECASE),
 )
 _WEB = re.compile(r"(?:https?://|www\.)[^\s，。)）]+|\b[\w.+-]+@[\w-]+\.[\w.]+\b", re.IGNORECASE)
+_FREE = re.compile(
+    r"\bfree of charge\b|(?<!feel )\bfree\b(?! (?:to|up|from)\b)|\bcosts? nothing\b|\bat no (?:cost|charge)\b"
+    r"|\bno (?:\w+ )?(?:fees?|charges?)\b|免费|不收费|不收取费用|不另收费|无需付费",
+    re.IGNORECASE,
+)
 _TIME = re.compile(
     r"(?<!\d)(\d{1,2}):(\d{2})(?!\d)|\b(\d{1,2})\s?([ap])\.?m\b\.?|(\d{1,2})[点时](?:(\d{1,2})分)?",
     re.IGNORECASE,
@@ -57,24 +66,30 @@ _NEAR = 8
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """kind: number, percent, a currency's code, date, time or web. value: written one way."""
+    """kind: number, percent, a currency's code, free, date, time or web. value: written one way."""
 
     kind: str
     value: str
 
+    @property
+    def about(self) -> str:
+        """What it tells, whatever its value: the price, whether in euros or that there is none."""
+        return "price" if self.kind in _PRICES else self.kind
+
 
 def facts_in(text: str) -> set[Fact]:
     """Every fact of a text."""
-    return split(text)[0]
+    return set(split(text)[0])
 
 
-def split(text: str) -> tuple[set[Fact], str]:
-    """The facts of a text, and the text with blanks where they stood."""
-    found, rest = set[Fact](), text
+def split(text: str) -> tuple[list[Fact], str]:
+    """The facts of a text in their order, and the text with blanks where they stood."""
+    found, rest = list[tuple[int, Fact]](), text
     readers: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], Fact | None]], ...] = (
         (_WEB, _web),
         *((each, _date) for each in _DATES),
         (_TIME, _time),
+        (_FREE, _free),
         (_NUMBER, _number),
         (_HAN_NUMBER, _han_number),
         (_WORD_NUMBER, _word_number),
@@ -84,13 +99,18 @@ def split(text: str) -> tuple[set[Fact], str]:
         facts = [(match, read(match)) for match in pattern.finditer(rest)]
         for match, fact in facts:
             if fact is not None:
-                found.add(fact)
-                rest = rest[: match.start()] + " " * len(match[0]) + rest[match.end() :]
-    return found, rest
+                found.append((match.start(), fact))
+                start, end = _with_currency(match) if fact.kind in _CURRENCIES else match.span()
+                rest = rest[:start] + " " * (end - start) + rest[end:]
+    return [fact for _, fact in sorted(found, key=lambda each: each[0])], rest
 
 
 def _web(match: re.Match[str]) -> Fact:
     return Fact("web", match[0].lower().rstrip(".,;"))
+
+
+def _free(match: re.Match[str]) -> Fact:
+    return Fact("free", "")
 
 
 def _date(match: re.Match[str]) -> Fact:
@@ -129,11 +149,18 @@ def _fact(match: re.Match[str], value: Decimal) -> Fact:
     before, after = text[max(0, start - _NEAR) : start], text[end : end + _NEAR]
     if re.match(r"\s?(?:%|％|percent\b|per cent\b)", after):
         return Fact("percent", _plain(value))
-    currency = re.match(rf"\s?(?:{_CURRENCY.pattern})", after, re.IGNORECASE) or re.search(
-        rf"(?:{_CURRENCY.pattern})\s?$", before, re.IGNORECASE
-    )
+    currency = _AFTER.match(after) or _BEFORE.search(before)
     kind = next((code for code in _CURRENCIES if currency and currency[code]), "number")
     return Fact(kind, _plain(value))
+
+
+def _with_currency(match: re.Match[str]) -> tuple[int, int]:
+    """Where an amount begins and ends, its currency with it."""
+    text, start, end = match.string, match.start(), match.end()
+    if after := _AFTER.match(text, end):
+        return start, after.end()
+    before = _BEFORE.search(text[max(0, start - _NEAR) : start])
+    return start - len(before[0]) if before else start, end
 
 
 def _plain(value: Decimal) -> str:

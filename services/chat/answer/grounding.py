@@ -1,6 +1,7 @@
 """Whether a sentence is borne out by passages: nothing in it may be made up, turned round or left unsaid.
 
-    sentence ─▶ its facts in one passage? ─▶ its words? ─▶ does it deny that? ─▶ each fact by its own words?
+    sentence ─▶ word for word? ─▶ its facts in one passage? ─▶ its words? ─▶ does it deny that?
+             ─▶ each part by one sentence: no word of another one, no fact that another one has otherwise
 
 A check of words and facts, not of meaning: what it lets through stands in the passage in the same words. It
 refuses some sentences that are right; then the passage's own sentence is shown.
@@ -10,6 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from itertools import pairwise
 
 from services.chat.answer.facts import Fact, split
@@ -20,6 +22,8 @@ from services.chat.domain import Passage
 OVERLAP_MIN, CLAUSE_OVERLAP_MIN = 0.8, 0.5
 # Of the words around a fact that must stand around it in the passage.
 PART_OVERLAP_MIN = 0.5
+# Read once: the passages that are asked for most.
+_PASSAGES_KEPT = 512
 
 _WORD = re.compile(r"[A-Za-zÀ-ɏ]+(?:['’][a-z]+)?|[\u4e00-\u9fff]+")
 _NEGATION = re.compile(
@@ -33,11 +37,24 @@ _STOP = frozenset(
         r"\S+",
         """a an the is are was were be been to of in on at for and or it this that these those you your we our
         us i my me they their with by as from if when then so do does did has have had will would can may also
-        please there here eur usd gbp cny euro euros dollar dollars pound pounds percent""",
+        please there here percent""",
     )
 )
 _HAN_STOP = "的了吗呢吧啊您你我们在是和与及或就都也可以请会能将被把让给对到从"
 _COMMA = re.compile(r"[，；：、]|[,;:](?!\d)")
+# A sentence that says nothing without the one before it.
+_LEANS = re.compile(
+    r"\s*(?:(?:it|its|they|their|this|these|that|those|both|he|she|otherwise)\b|它|其|该|这|那|两者|否则)",
+    re.IGNORECASE,
+)
+_AND = re.compile(r"\s(?:and|but|or)\s|[和与或]|并且|而")
+# Who leaves one of these out says it of more than the passage does.
+_LIMIT = re.compile(
+    r"\b(?:outside|above|below|over|under|beyond|other|others|elsewhere|otherwise|only|except|less|more|further)\b"
+    r"|以外|其他|超过|超出|不足|低于|高于|之后|否则|除",
+    re.IGNORECASE,
+)
+_PRICE = re.compile(r"cost|fee|charg|pric|.*[费价收]")
 _NAME = re.compile(r"(?<=[a-z,;] )[A-Z][a-z]{2,}")
 
 
@@ -80,36 +97,44 @@ def check(sentence: str, passages: Sequence[Passage], stem: Stem = str.lower) ->
         return Verdict((), Flaw.EMPTY)
     flaws: list[tuple[float, Flaw]] = []
     for passage in passages:
-        whole = _read(f"{passage.title}\n{passage.text}", stem)
-        flaw = _flaw(said, whole, stem)
+        flaw = None if _stands(sentence, passage) else _flaw(said, passage, stem)
         if flaw is None:
             return Verdict((passage.id,))
-        flaws.append((_overlap(said.words, whole.words), flaw))
+        flaws.append((_overlap(said.words, _known(passage, stem)[0].words), flaw))
     return Verdict((), max(flaws, key=lambda each: each[0])[1] if flaws else Flaw.WORDS)
 
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """A text, its facts, and what it is about beside them."""
+    """A text, its facts in their order, and what it is about beside them; rest: the text without facts."""
 
     text: str
-    facts: set[Fact]
+    order: Sequence[Fact]
+    rest: str
     words: set[str]
+
+    @property
+    def facts(self) -> set[Fact]:
+        return set(self.order)
+
+    @property
+    def is_free(self) -> bool:
+        return any(fact.kind == "free" for fact in self.order)
 
 
 def _read(text: str, stem: Stem) -> _Read:
-    facts, rest = split(text)
-    return _Read(text, facts, _words(rest, stem))
+    order, rest = split(text)
+    return _Read(text, order, rest, _words(rest, stem))
 
 
-def _flaw(said: _Read, whole: _Read, stem: Stem) -> Flaw | None:
+def _flaw(said: _Read, passage: Passage, stem: Stem) -> Flaw | None:
+    whole, clauses = _known(passage, stem)
     if not said.facts <= whole.facts:
         return Flaw.FACT
     if any(name[0].lower() not in whole.text.lower() for name in _NAME.finditer(said.text)):
         return Flaw.NAME
     if _overlap(said.words, whole.words) < OVERLAP_MIN:
         return Flaw.WORDS
-    clauses = [_read(clause, stem) for clause in sentences_of(whole.text)]
     nearest = max(clauses, key=lambda clause: _nearness(said.words, clause.words))
     overlap = _overlap(said.words, nearest.words)
     if overlap >= OVERLAP_MIN and not said.facts <= nearest.facts:
@@ -117,22 +142,108 @@ def _flaw(said: _Read, whole: _Read, stem: Stem) -> Flaw | None:
         return Flaw.FACT
     if overlap < CLAUSE_OVERLAP_MIN:
         return Flaw.WORDS
-    if _denials(said.text) != _denials(nearest.text):
+    if _denials(said.rest) != _denials(nearest.rest):
         return Flaw.NEGATION
-    there = [_read(part, stem) for part in _parts(whole.text)]
+    homes = _homes(passage, stem)
     for part in (_read(each, stem) for each in _parts(said.text)):
-        # A number may stand in the passage and belong to something else.
-        if part.facts and not any(
-            part.facts <= other.facts and _overlap(part.words, other.words) >= PART_OVERLAP_MIN
-            for other in there
-        ):
-            return Flaw.FACT
+        if not any(_bears(home, part, homes) for home in homes):
+            return Flaw.FACT if part.facts else Flaw.WORDS
     return None
 
 
+@lru_cache(maxsize=_PASSAGES_KEPT)
+def _known(passage: Passage, stem: Stem) -> tuple[_Read, Sequence[_Read]]:
+    """The passage with its title, whole and by sentence."""
+    whole = _read(f"{passage.title}\n{passage.text}", stem)
+    return whole, [_read(clause, stem) for clause in sentences_of(whole.text)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Home:
+    """A part of a passage; near: the words of its sentence, and of the one before it that it leans on.
+
+    sentence: its number. elsewhere: the words of the other sentences. title: those of the passage's title.
+    """
+
+    sentence: int
+    part: _Read
+    near: set[str]
+    elsewhere: set[str]
+    title: set[str]
+
+
+@lru_cache(maxsize=_PASSAGES_KEPT)
+def _homes(passage: Passage, stem: Stem) -> Sequence[_Home]:
+    title = content_words(passage.title, stem)
+    sentences = sentences_of(passage.text)
+    words = [content_words(sentence, stem) for sentence in sentences]
+    homes, before = list[_Home](), set[str]()
+    for number, sentence in enumerate(sentences):
+        near = words[number] | before if _LEANS.match(sentence) else words[number]
+        elsewhere = set[str]().union(*words[:number], *words[number + 1 :]) - near
+        homes += [_Home(number, _read(part, stem), near, elsewhere, title) for part in _parts(sentence)]
+        before = near
+    return homes
+
+
+def _bears(home: _Home, said: _Read, homes: Sequence[_Home]) -> bool:
+    """Whether this part of the passage says it: no fact of another part, no word of another sentence."""
+    there = home.part
+    if said.words & home.elsewhere or _denials(said.rest) != _denials(there.rest):
+        # "Within the euro area" of one sentence, the price of another.
+        return False
+    if not _limits(there.rest) <= _limits(said.rest):
+        return False
+    if not said.facts:
+        if there.is_free and any(_PRICE.match(word) for word in said.words):
+            return False
+        return _overlap(said.words, there.words | home.title) >= CLAUSE_OVERLAP_MIN
+    if not _follows(said.order, there.order) or _overlap(said.words, there.words) < PART_OVERLAP_MIN:
+        return False
+    about = {fact.about for fact in said.facts}
+    # That something costs is said of all that costs: it tells no two apart.
+    words = {word for word in said.words if not _PRICE.match(word)} if "price" in about else said.words
+    own, lent = _overlap(words, there.words), words - there.words - home.title
+    # Whoever has the same kind of fact with another value is told apart by a word: left out, or put here.
+    rivals = [
+        # Of another sentence the subject may stand before a comma.
+        other.part.words if other.sentence == home.sentence else other.near
+        for other in homes
+        if about & {fact.about for fact in other.part.facts - said.facts}
+        and not said.facts <= other.part.facts
+    ]
+    return not any(_overlap(words, rival) >= own or lent & rival for rival in rivals)
+
+
+def _limits(text: str) -> set[str]:
+    return {found[0].lower() for found in _LIMIT.finditer(text)}
+
+
+def _follows(facts: Sequence[Fact], there: Sequence[Fact]) -> bool:
+    """Whether they stand there in the same order, with others between them or not."""
+    left = iter(there)
+    return all(fact in left for fact in facts)
+
+
+def _stands(sentence: str, passage: Passage) -> bool:
+    """Whether it is one of the passage's own sentences, word for word."""
+    return " ".join(sentence.split()) in {" ".join(each.split()) for each in sentences_of(passage.text)}
+
+
 def _parts(text: str) -> list[str]:
-    """Between commas and full stops; the comma in a number divides nothing."""
-    return [part for sentence in sentences_of(text) for part in _COMMA.split(sentence) if part.strip()]
+    """Between commas and full stops, and at an "and" between two facts; not at the comma in a number."""
+    parts = [part for sentence in sentences_of(text) for part in _COMMA.split(sentence) if part.strip()]
+    return [piece for part in parts for piece in _divided(part)]
+
+
+def _divided(part: str) -> list[str]:
+    found = _AND.search(part)
+    while found is not None:
+        before, after = part[: found.start()], part[found.end() :]
+        if split(before)[0] and split(after)[0]:
+            return [before, *_divided(after)]
+        found = _AND.search(part, found.end())
+    return [part]
 
 
 def content_words(text: str, stem: Stem = str.lower) -> set[str]:

@@ -15,9 +15,9 @@ from services.chat.answer.answerer import Answerer
 from services.chat.answer.grounding import check
 from services.chat.conversation import Conversation
 from services.chat.domain import Encoders, Language, Origin, Passage, Sentence
+from services.chat.evaluate import claims, own_data, pii, retrieval
 from services.chat.evaluate import guards as guarding
 from services.chat.evaluate import intents as meaning
-from services.chat.evaluate import pii, retrieval
 from services.chat.evaluate.intervals import Share
 from services.chat.evaluate.pace import Pace
 from services.chat.evaluate.retrieval import Mean
@@ -56,19 +56,24 @@ class _Turns:
     """What whole turns came to."""
 
     answered: list[bool] = field(default_factory=list)
+    # Of those that the language model was asked: it was shown from its first sentence to its last.
+    by_model: list[bool] = field(default_factory=list)
     first_ms: list[float] = field(default_factory=list)
     whole_ms: list[float] = field(default_factory=list)
     supported: list[bool] = field(default_factory=list)
     origins: Counter[Origin] = field(default_factory=Counter)
     flaws: Counter[str] = field(default_factory=Counter)
+    prompts: set[tuple[str, str]] = field(default_factory=set)
     degraded: Counter[str] = field(default_factory=Counter)
 
     def as_dict(self) -> dict[str, Any]:
         first, whole = sorted(self.first_ms), sorted(self.whole_ms)
         return {
             "answered": Share(sum(self.answered), len(self.answered)).as_dict(),
+            "answered_by_model": Share(sum(self.by_model), len(self.by_model)).as_dict(),
             "sentences_supported": Share(sum(self.supported), len(self.supported)).as_dict(),
             "sentences_by_origin": {str(origin): count for origin, count in sorted(self.origins.items())},
+            "prompts": [{"version": version, "sha256": sha256} for version, sha256 in sorted(self.prompts)],
             "model_held_back": dict(sorted(self.flaws.items())),
             "degraded": dict(sorted(self.degraded.items())),
             "first_sentence_ms": {**Mean.of(first).as_dict(), "p95": _quantile(first, 0.95)},
@@ -113,6 +118,8 @@ async def evaluate(
         "masking": _masking(pii_file),
         "guards": guarding.measure(guards, guarding.read_examples()),
         "retrieval": await retrieval.measure(encoders, encoder_name=encoder_name, faq_file=faq_file),
+        "with_own_data": await own_data.measure(retriever, Masker()),
+        "sentence_check": claims.measure(content.passages),
     }
     if intents is not None:
         made["intent"] = await meaning.measure(intents, intents_file)
@@ -156,6 +163,10 @@ async def _turns(responder: Responder, asked: Sequence[str], passages: dict[str,
         turns.whole_ms.append((time.perf_counter() - began) * 1000)
         turns.first_ms.append(turned.first_sentence_ms)
         turns.answered.append(turned.outcome is Outcome.ANSWERED)
+        if turned.trail.prompt_sha256:
+            turns.prompts.add((turned.trail.prompt_version, turned.trail.prompt_sha256))
+            stopped = turned.trail.flaw or turned.trail.degraded
+            turns.by_model.append(turned.is_generated and not stopped)
         turns.flaws.update([turned.trail.flaw] if turned.trail.flaw else [])
         turns.degraded.update([turned.trail.degraded] if turned.trail.degraded else [])
         for sentence in turned.sentences:

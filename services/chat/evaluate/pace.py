@@ -5,6 +5,8 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
+import numpy as np
+
 from services.chat.domain import Generator
 from services.chat.evaluate.retrieval import Mean
 
@@ -19,7 +21,8 @@ class Pace:
         """clock: seconds, monotonic."""
         self._clock = clock
         self._first_ms: list[float] = []
-        self._per_second: list[float] = []
+        # After the first token: how many, and in what time.
+        self._after_first: list[tuple[int, float]] = []
         self._tokens = 0
 
     def watched(self, generator: Generator) -> Generator:
@@ -47,12 +50,25 @@ class Pace:
             self._first_ms.append((first - began) * 1000)
             self._tokens += count
         if count > 1 and last > first:
-            self._per_second.append((count - 1) / (last - first))
+            self._after_first.append((count - 1, last - first))
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: milliseconds to the first token, tokens a second after it, and how many there were."""
+        """For JSON: milliseconds to the first token, tokens a second after it, and how many there were.
+
+        The rate is of all answers together: one that is cut off after two tokens says little.
+        """
         return {
             "first_token_ms": Mean.of(self._first_ms).as_dict(),
-            "tokens_per_second": Mean.of(self._per_second).as_dict(),
+            "tokens_per_second": _rate(self._after_first).as_dict(),
             "tokens": self._tokens,
         }
+
+
+def _rate(parts: Sequence[tuple[int, float]], *, seed: int = 7, draws: int = 1000) -> Mean:
+    """Counts over times, both summed, with a 95 % bootstrap interval over the parts."""
+    if not parts:
+        return Mean(0.0, 0.0, 1.0, 0)
+    counts, times = np.array(parts, np.float64).T
+    rows = np.random.default_rng(seed).integers(0, len(parts), (draws, len(parts)))
+    low, high = np.quantile(counts[rows].sum(axis=1) / times[rows].sum(axis=1), [0.025, 0.975])
+    return Mean(float(counts.sum() / times.sum()), float(low), float(high), len(parts))

@@ -7,7 +7,8 @@ import bm25s
 import numpy as np
 from numpy.typing import NDArray
 
-from services.chat.domain import Encoder, Hit, Language, Passage, without_placeholders
+from services.chat.asked import asked_of
+from services.chat.domain import Encoder, Hit, Language, Passage
 from services.chat.knowledge.errors import KnowledgeStoreAway
 from services.chat.knowledge.relevance import Asked, Relevance, seen, shipped
 from services.chat.knowledge.store import Content, Knowledge
@@ -191,7 +192,7 @@ class HybridRetriever:
 
     async def look(self, question: str, language: Language, *, now_ms: int) -> Looked:
         """What either search found, before it is judged."""
-        index = self._words[language]
+        index, question = self._words[language], asked_of(question)
         asked = index.ask(question)
         by_words = _ranked(asked.bm25, index.valid(now_ms))
         cosines, degraded = await self._cosines(question, language, now_ms)
@@ -214,7 +215,7 @@ class HybridRetriever:
         if self._fitted_only and self._encoder_name not in self._relevance.by_language[language]:
             return None, "encoder_not_fitted"
         try:
-            vector = (await self._encoder([without_placeholders(question)]))[0]
+            vector = (await self._encoder([question]))[0]
             found = await vectors.nearest(vector, count=_DEPTH, now_ms=now_ms)
         except (ModelError, KnowledgeStoreAway) as error:
             log.warning("retrieval_degraded", reason=error.degraded_reason)

@@ -12,8 +12,9 @@ def _any(*words: str) -> str:
     return "|".join(line.strip() for group in words for line in group.splitlines() if line.strip())
 
 
-_AT = r"\s?(?:@|\(at\)|\[at\]| at (?=[\w\-]{1,63}(?:\.| dot )[A-Za-z]{2,10}\b))\s?"
-_DOT = r"\s?(?:\.|\(dot\)|\[dot\]| dot )\s?"
+_AT = r"\s?(?:@|\(at\)|\[at\]| at (?=[\w\-]{1,63}(?:\.| dot )[A-Za-z]{2,10}\b(?!\s?@)))\s?"
+# A full stop with a space behind it alone ends a sentence.
+_DOT = r"(?:\.|\s\.\s|\s?(?:\(dot\)|\[dot\]| dot )\s?)"
 _EMAIL = re.compile(
     rf"[A-Za-z0-9][A-Za-z0-9._%+'\-]{{0,63}}{_AT}[A-Za-z0-9\-]{{1,63}}(?:{_DOT}[A-Za-z0-9\-]{{1,63}}){{1,4}}",
     re.IGNORECASE,

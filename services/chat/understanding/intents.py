@@ -13,7 +13,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from services.chat.domain import Encoder, without_placeholders
+from services.chat.asked import asked_of
+from services.chat.domain import Encoder
 from services.chat.understanding.language import Script, script_of
 from services.chat.understanding.ngrams import hashed
 from weir.errors import IntegrityError, MissingPart
@@ -74,7 +75,7 @@ class Intents:
         rows = [row for row, text in enumerate(texts) if script_of(text) in _SCRIPTS]
         if not rows:
             return found
-        asked = [without_placeholders(texts[row]) for row in rows]
+        asked = [asked_of(texts[row]) for row in rows]
         vectors = await self._encoder(asked)
         answer = await self._head.score(np.hstack([vectors, hashed(asked)]).astype(np.float32))
         for row, probability in zip(rows, answer[OUTPUT], strict=True):
