@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from services.risk.champion import Leaving, LogFiles
 from services.risk.decide import Scores
 from services.risk.places import PlaceMetrics
 from services.risk.policy import Policy
 from services.risk.reading import ReadBatch
-from services.risk.scoring import ModelScoring, ServedModel
+from services.risk.scoring import Asked, ModelScoring, ServedModel
 from services.risk.settings import RiskSettings
 from services.risk.writing import Canaried
 from weir.errors import IntegrityError, WeirError
@@ -74,6 +74,12 @@ class Canary:
             "canary",
             "Payments of the canary's accounts: decided by it, or fell_back to the champion.",
         )
+        self._calls = Counter(
+            "weir_canary_calls_total",
+            "Batches with payments of the canary's accounts, by result as its rows.",
+            ["result"],
+            registry=registry,
+        )
         self._share = Gauge(
             "weir_canary_share", "Of the accounts, for which the canary decides; 0 to 1.", registry=registry
         )
@@ -107,6 +113,7 @@ class Canary:
             found = ServedModel.canary(settings.model_repository, settings.model)
         except WeirError as error:
             # Who cannot be read decides nothing: the champion does.
+            self._files.forget()
             self._say("canary_refused", str(error))
             found = None
         if now is not None and found is not None and found[0].ref == now.model.ref:
@@ -139,14 +146,14 @@ class Canary:
         self._share.set(share)
         log.info("canary_changed", version=version, share=share)
 
-    def _say(self, event: str, why: str) -> None:
+    def _say(self, event: str, why: str, kind: str = "") -> None:
         # Once for each kind of trouble, not at each look or batch.
-        if why != self._said:
+        if (kind or why) != self._said:
             log.warning(event, error=why)
-            self._said = why
+            self._said = kind or why
 
-    async def ask(self, read: ReadBatch) -> Canaried | None:
-        """What the canary says of its accounts' rows; None where it has none of them, or no answer."""
+    async def ask(self, read: ReadBatch) -> Asked | None:
+        """What the canary says of its accounts' rows; None where it has none of them."""
         standing = self._standing
         if standing is None:
             return None
@@ -157,16 +164,20 @@ class Canary:
         try:
             scores = ModelScoring.checked(await standing.client.score(read.features[rows]), standing.model)
         except (ModelUnavailable, ModelRejected, IntegrityError) as error:
-            self._metrics.rows.labels("fell_back").inc(len(rows))
-            self._say("canary_failed", str(error))
-            return None
+            # How long it took differs each time.
+            self._say("canary_failed", str(error), type(error).__name__)
+            return Asked(len(rows), None)
         self._said = ""
-        return Canaried(rows, scores, standing.share)
+        return Asked(len(rows), Canaried(rows, scores, standing.share))
 
-    def decided(self, canaried: Canaried, champion: Scores, policy: Policy) -> None:
-        """The canary's answer stands, beside what the champion would have said of the same rows."""
-        self._metrics.rows.labels("decided").inc(len(canaried.rows))
-        self._metrics.compared(champion.rows(canaried.rows), canaried.scores, policy)
+    def done(self, asked: Asked, champion: Scores, policy: Policy) -> None:
+        """The canary's answer stands, beside what the champion says of the same rows; or it fell back."""
+        canaried = asked.canaried
+        result = "fell_back" if canaried is None else "decided"
+        self._calls.labels(result).inc()
+        self._metrics.rows.labels(result).inc(asked.row_count)
+        if canaried is not None:
+            self._metrics.compared(champion.rows(canaried.rows), canaried.scores, policy)
 
     async def close(self) -> None:
         """Ask nobody any more."""

@@ -36,6 +36,10 @@ class LogFiles:
         before, self._seen = self._seen, [file_stamp(path) for path in self._paths]
         return self._seen != before
 
+    def forget(self) -> None:
+        """What was read could not be used, maybe for a moment only: the next look reads it again."""
+        self._seen = None
+
 
 class Leaving:
     """Clients that are asked no more, closed once every call that they still have is over.
@@ -99,6 +103,7 @@ class Champion:
         try:
             model = ServedModel.deciding(settings.model_repository, settings.model, settings.model_version)
         except WeirError as error:
+            self._files.forget()
             self._say("champion_refused", str(error))
             return None
         return None if model.ref == self._scoring.model.ref else model

@@ -50,6 +50,12 @@ class ServedModel:
             version is not what was signed. MissingPart, ConfigError: see `read`.
         """
         stages = read_stages(repository / name / LOG, repository / PEOPLE)
+        if stages is None and (repository / PEOPLE).exists():
+            # Else whoever takes the log away has the newest version decide.
+            raise ConfigError(
+                f"{repository / name / LOG} is not there, though {PEOPLE} is. Restore it, or begin it with "
+                "`weir models register`."
+            )
         if stages is None:
             return cls.read(repository, name, pinned)
         champion = stages.at(Stage.CHAMPION)
@@ -146,6 +152,14 @@ def rows_max_of(settings: RiskSettings) -> int:
     return max(settings.model_rows_max // ROW_MULTIPLE, 1) * ROW_MULTIPLE
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What became of a canary's rows of one batch: its answer, or None where the champion has to decide."""
+
+    row_count: int
+    canaried: Canaried | None
+
+
 class CanaryPort(Protocol):
     """Who decides for some accounts: `services.risk.canary.Canary`."""
 
@@ -153,11 +167,11 @@ class CanaryPort(Protocol):
     def stands(self) -> bool:
         """Whether it is to be asked."""
 
-    async def ask(self, read: ReadBatch) -> Canaried | None:
-        """What it says of its accounts' rows; None where it has none of them, or no answer."""
+    async def ask(self, read: ReadBatch) -> Asked | None:
+        """What it says of its accounts' rows; None where it has none of them."""
 
-    def decided(self, canaried: Canaried, champion: Scores, policy: Any) -> None:
-        """Its answer stands, beside what the champion would have said."""
+    def done(self, asked: Asked, champion: Scores, policy: Any) -> None:
+        """The champion has answered for all rows: the canary's answer stands, or else the champion's."""
 
 
 class ModelScoring:
@@ -190,7 +204,7 @@ class ModelScoring:
         asked = None if canary is None else asyncio.create_task(canary.ask(read))
         try:
             scores = self.checked(await client.score(read.features), model)
-            canaried = None if asked is None else await asked
+            theirs = None if asked is None else await asked
         except ModelUnavailable as error:
             return self._without(error.degraded_reason, error, begun)
         except (ModelRejected, IntegrityError) as error:
@@ -205,9 +219,10 @@ class ModelScoring:
         taken_ns = perf_counter_ns() - begun
         self._metrics.stage("model", taken_ns / 1e9)
         self._show(read, scores)
-        if canary is not None and canaried is not None:
-            canary.decided(canaried, scores, read.in_force.policy)
-        return Scored(scores, "", taken_ns // 1000, canaried)
+        if canary is None or theirs is None:
+            return Scored(scores, "", taken_ns // 1000)
+        canary.done(theirs, scores, read.in_force.policy)
+        return Scored(scores, "", taken_ns // 1000, theirs.canaried)
 
     @classmethod
     async def first_answer(cls, client: ModelClient, model: ServedModel) -> None:

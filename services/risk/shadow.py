@@ -84,8 +84,13 @@ class Shadow:
                 return
             client = None if model is None else self._open(model)
         except WeirError as error:
-            log.warning("shadow_refused", error=str(error))
+            self._files.forget()
+            if str(error) != self._failed:
+                log.warning("shadow_refused", error=str(error))
+                self._failed = str(error)
             model = client = None
+            if self._model is None:
+                return
         if self._client is not None:
             self._leaving.add(self._client)
         self._model, self._client = model, client
@@ -120,10 +125,10 @@ class Shadow:
             scores = ModelScoring.checked(await client.score(shown.features), model)
         except (ModelUnavailable, ModelRejected, IntegrityError) as error:
             self._metrics.rows.labels("failed").inc(len(shown.features))
-            if str(error) != self._failed:
-                # Once for each kind of trouble, not for each batch.
+            if type(error).__name__ != self._failed:
+                # Once for each kind of trouble, not for each batch: how long it took differs each time.
                 log.warning("shadow_failed", error=str(error))
-                self._failed = str(error)
+                self._failed = type(error).__name__
             return
         self._failed = ""
         self._metrics.rows.labels("compared").inc(len(shown.features))

@@ -67,9 +67,14 @@ class StageLog:
         """A version as a candidate, with the checksum that it has now; the number of the line.
 
         Raises:
-            ModelMissing, ModelBroken: it cannot be served. StepRefused: it is registered already.
+            ModelMissing, ModelBroken: it cannot be served.
+            StepRefused: it, or the same graph under another number, is registered already.
         """
         about = self.repository.open(self.name, version).about
+        twin = next((name for name, sha in self.read().sha256.items() if sha == about["sha256"]), None)
+        if twin not in (None, version):
+            # The journal knows a version by this alone.
+            raise StepRefused(f"Version {version} is the same graph as version {twin}, which is registered.")
         return self._step(signer, Act.REGISTER, version=version, sha256=about["sha256"])
 
     def propose(self, version: str, to: Stage, why: str, signer: "Signer", share: float | None = None) -> int:
@@ -142,11 +147,14 @@ class StageLog:
 
     def _step(self, signer: "Signer", act: Act, **what: Any) -> int:
         with self._locked():
-            state = self.read()
+            state, at = self.read(), now().replace(microsecond=0)
+            if act is Act.UNDO and state.history:
+                # Somebody's clock that was fast must not keep a guard from stepping in.
+                at = max(at, datetime.fromisoformat(str(state.history[-1]["at"])))
             entry: dict[str, Any] = {
                 "number": state.lines,
                 "previous": state.head,
-                "at": now().isoformat(timespec="seconds"),
+                "at": at.isoformat(timespec="seconds"),
                 "act": act.value,
                 "by": signer.name,
                 **what,

@@ -102,7 +102,6 @@ async def test_a_canary_decides_for_its_accounts_until_a_guard_takes_it_back(tmp
         theirs = {accounts[row] for row in rows_of(hashed, sha256, SHARE)}
         assert theirs
         assert {each.account_id for each in found if each.model_version == "2"} <= theirs
-        # In order of time, an account of the canary's has the champion, then the canary, then the champion.
         home.serve("risk", ["1", "2"])
         stage(home.root, target=server.staged)
         await asyncio.to_thread(control.load_model, "risk")
@@ -129,7 +128,7 @@ def guarding(risk, triton: str, repository, folder) -> subprocess.Popen[bytes]:
     """`weir models guard`, as a bank would run it."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WEIR_")} | {
         "WEIR_GUARD_INTERVAL_S": "0.3",
-        "WEIR_GUARD_ROWS_MIN": "100",
+        "WEIR_GUARD_CALLS_MIN": "10",
         "WEIR_GUARD_METRICS_PORT": str(free_port()),
         "WEIR_TRITON_ENDPOINT": triton,
     }

@@ -15,7 +15,7 @@ from infra.local.layout import ROOT
 from infra.local.ports import free_port
 from services.training.cluster import features, link
 from services.training.cluster.features import begin, features_on
-from services.training.cluster.link import Cluster, join, leave
+from services.training.cluster.link import Cluster, code_stamp, join, leave
 from services.training.command import Protocol, table_of
 from services.training.data import read_events
 from services.training.errors import TrainingError
@@ -204,6 +204,10 @@ def test_when_the_scheduler_dies_a_person_is_told(bank, tmp_path, monkeypatch):
         events = read_events(bank)
         with pytest.raises(NeighbourUnavailable, match="the Dask scheduler went away"):
             features_on(cluster, bank, events.payments, events.labels, DEFAULT)
+        # Whatever is asked of it next, and however long it has been gone.
+        for ask in (lambda: cluster.thread_count, lambda: cluster.ask_all(code_stamp)):
+            with pytest.raises(NeighbourUnavailable, match="the Dask scheduler went away"):
+                ask()
         leave()
 
 

@@ -127,6 +127,7 @@ async def test_where_it_has_no_answer_or_none_that_fits_the_champion_decides(sta
     getattr(stand, trouble).add("2")
     assert await stand.theirs() == []
     assert stand.count("weir_canary_rows_total", result="fell_back") > 60
+    assert stand.count("weir_canary_calls_total", result="fell_back") == 1
     getattr(stand, trouble).clear()
     assert await stand.theirs()
 
@@ -146,6 +147,10 @@ async def test_without_the_champions_answer_rules_decide_for_all_alike(stand):
     stand.down.add("1")
     scored = await stand.scoring(READ)
     assert (scored.scores, scored.canary) == (None, None)
+    stand.down.add("2")
+    await stand.scoring(READ)
+    # The champion has decided nothing in its place.
+    assert stand.count("weir_canary_rows_total", result="fell_back") == 0
     assert scored.degraded_reason
 
 

@@ -11,7 +11,7 @@ from services.risk.scoring import ModelScoring, ServedModel
 from services.risk.settings import RiskSettings
 from services.training.stages import StageLog
 from tests.support.stages import repository_of, signers, step
-from weir.errors import MissingPart
+from weir.errors import ConfigError, MissingPart
 from weir.inference.errors import ModelUnavailable
 from weir.inference.stages import Stage
 from weir.obs.metrics import Metrics
@@ -145,6 +145,25 @@ async def test_a_log_that_somebody_changed_leaves_the_version_that_decides(bench
     await bench.champion.look()
     assert await bench.decides() == "1"
     bench.log.path.write_bytes(held)
+    await bench.champion.look()
+    assert await bench.decides() == "2"
+
+
+async def test_a_log_that_is_gone_has_no_unsigned_version_decide(bench):
+    bench.log.path.rename(bench.log.path.with_suffix(".moved"))
+    await bench.champion.look()
+    assert await bench.decides() == "1"
+    with pytest.raises(ConfigError, match="is not there"):
+        ServedModel.deciding(bench.log.repository.root, "risk", None)
+
+
+async def test_what_could_not_be_read_for_a_moment_is_read_again(bench):
+    step(bench.log, bench.people, "2", Stage.CHAMPION)
+    folder = bench.log.repository.root / "risk" / "2"
+    moved = folder.rename(folder.with_name("away"))
+    await bench.champion.look()
+    assert await bench.decides() == "1"
+    moved.rename(folder)
     await bench.champion.look()
     assert await bench.decides() == "2"
 

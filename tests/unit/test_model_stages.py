@@ -207,6 +207,47 @@ def test_a_canary_of_an_earlier_releases_log_has_no_share_and_decides_nothing(cr
     assert ServedModel.canary(crowned.repository.root, "risk") is None
 
 
+def test_what_was_proposed_before_a_guards_step_back_is_no_way_around_it(crowned, people):
+    step(crowned, people, "3", Stage.SHADOW)
+    step(crowned, people, "3", Stage.CANARY)
+    grow = crowned.propose("3", Stage.CANARY, "it does well", people["anna"], 0.5)
+    promote = crowned.propose("3", Stage.CHAMPION, "it does well", people["anna"])
+    crowned.undo("3", Stage.SHADOW, "it fails", people["guard"])
+    for number in (grow, promote):
+        with pytest.raises(StepRefused, match="taken back since"):
+            crowned.approve(number, people["bo"])
+    step(crowned, people, "3", Stage.CANARY)
+    assert crowned.read().at(Stage.CANARY) == "3"
+
+
+def test_a_guard_goes_back_once_and_not_step_by_step(crowned, people):
+    step(crowned, people, "3", Stage.CHAMPION)
+    crowned.undo("2", Stage.CHAMPION, "it fails", people["guard"])
+    with pytest.raises(StepRefused, match="once"):
+        crowned.undo("1", Stage.CHAMPION, "and further", people["guard"])
+    step(crowned, people, "1", Stage.CHAMPION)
+    assert crowned.read().at(Stage.CHAMPION) == "1"
+
+
+def test_the_same_graph_is_registered_once(home, people):
+    log = StageLog(ModelRepository(home), "risk")
+    log.register("1", people["anna"])
+    for name in ("model.onnx", "model.json"):
+        shutil.copy(home / "risk" / "1" / name, home / "risk" / "2" / name)
+    about = home / "risk" / "2" / "model.json"
+    about.write_text(json.dumps({**json.loads(about.read_text()), "version": "2"}))
+    with pytest.raises(StepRefused, match="the same graph as version 1"):
+        log.register("2", people["anna"])
+
+
+def test_a_clock_that_was_fast_keeps_no_guard_from_stepping_in(crowned, people):
+    soon = (datetime.now(UTC) + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    with freeze_after(soon):
+        step(crowned, people, "3", Stage.CHAMPION)
+    crowned.undo("2", Stage.CHAMPION, "it fails", people["guard"])
+    assert crowned.read().at(Stage.CHAMPION) == "2"
+
+
 def test_there_is_one_version_at_each_place(crowned, people):
     step(crowned, people, "3", Stage.SHADOW)
     step(crowned, people, "3", Stage.CANARY)

@@ -124,6 +124,9 @@ class Stages:
     shares: dict[str, float] = field(default_factory=dict)
     champions: list[str] = field(default_factory=list)
     open: dict[int, Proposal] = field(default_factory=dict)
+    # By undo: the champion stands there by a guard's step, and the line of each version's last step back.
+    champion_undone: bool = False
+    taken_back: dict[str, int] = field(default_factory=dict)
     history: list[Mapping[str, Any]] = field(default_factory=list)
     lines: int = 0
     head: str = START
@@ -191,17 +194,29 @@ class Stages:
         if approved:
             # What was proposed may have become impossible since.
             self._require(proposal.version, proposal.to)
+            if number < self.taken_back.get(proposal.version, 0):
+                raise StepRefused(
+                    f"Version {proposal.version} was taken back since that was proposed: propose it anew."
+                )
             self._move(proposal.version, proposal.to)
             self.shares[proposal.version] = proposal.share
+            if proposal.to is Stage.CHAMPION:
+                self.champion_undone = False
         del self.open[number]
 
     def _undo(self, version: str, to: Stage) -> None:
         canary_back = to is Stage.SHADOW and self.stages.get(version) is Stage.CANARY
-        rollback = to is Stage.CHAMPION and version == self.champion_before()
+        # Once: a key that could go back step by step would choose the champion.
+        rollback = to is Stage.CHAMPION and version == self.champion_before() and not self.champion_undone
         if not (canary_back or rollback):
             raise StepRefused(
-                f"A guard may put back the last champion or take back the canary, not make {version} {to}."
+                "A guard may put back the last champion, once, or take back the canary, "
+                f"not make {version} {to}."
             )
+        gone = version if canary_back else self.at(Stage.CHAMPION)
+        if gone is not None:
+            self.taken_back[gone] = self.lines
+        self.champion_undone = self.champion_undone or rollback
         self._move(version, to)
 
     def _move(self, version: str, to: Stage) -> None:
@@ -308,7 +323,7 @@ def read_stages(log: Path, people: Path) -> Stages | None:
             state.apply(entry, who)
         except InvalidSignature as error:
             raise StagesBroken(log, f"line {number + 1} is not signed by {entry['by']}") from error
-        except (ValueError, KeyError, TypeError, StepRefused) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError, StepRefused) as error:
             raise StagesBroken(log, f"line {number + 1} is not a step that may be taken ({error})") from error
         state.history.append(entry)
         state.lines, state.head = number + 1, hashlib.sha256(line).hexdigest()

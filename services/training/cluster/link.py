@@ -29,6 +29,8 @@ WORKER_WAIT_S = 30.0
 LOOK_S = 1.0
 # What a figure's last bit depends on beside Weir's own code.
 PACKAGES = ("numpy", "lightgbm", "scikit-learn", "pyarrow", "numba", "distributed")
+# What Dask raises of a connection that is gone; RuntimeError once it has closed its pool.
+_LOST = (OSError, TimeoutError, RuntimeError)
 _OWN_FILES = ("search.py", "evaluate.py", "cluster/link.py", "cluster/features.py", "cluster/trials.py")
 
 
@@ -41,8 +43,15 @@ class Cluster:
 
     @property
     def thread_count(self) -> int:
-        """How many tasks the workers run at once; at least 1."""
-        threads: dict[str, int] = self.client.nthreads()
+        """How many tasks the workers run at once; at least 1.
+
+        Raises:
+            NeighbourUnavailable: the scheduler is gone.
+        """
+        try:
+            threads: dict[str, int] = self.client.nthreads()
+        except _LOST:
+            raise self._gone() from None
         return max(sum(threads.values()), 1)
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -128,7 +137,7 @@ class Cluster:
         """
         try:
             answers: dict[str, Any] = self.client.run(function, *arguments, on_error="return")
-        except (OSError, TimeoutError, _distributed().CancelledError):
+        except (*_LOST, _distributed().CancelledError):
             raise self._gone() from None
         return {where: answer for where, answer in answers.items() if not isinstance(answer, OSError)}
 
@@ -143,7 +152,7 @@ class Cluster:
             raise self._gone()
         try:
             there = bool(self.client.nthreads())
-        except (OSError, TimeoutError):
+        except _LOST:
             raise self._gone() from None
         if there:
             return time.monotonic()

@@ -9,8 +9,7 @@ import optuna
 from optuna.trial import TrialState
 
 from services.training.cluster.link import Cluster
-from services.training.errors import TrainingError
-from weir.errors import NeighbourUnavailable
+from weir.errors import NeighbourUnavailable, WeirError
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +76,7 @@ def run_trials(
                 one.values.append(cluster.result(future))
             except NeighbourUnavailable:
                 raise
-            except TrainingError:
+            except WeirError:
                 study.tell(one.trial, state=TrialState.FAIL)
                 raise
             if behind(one.trial, one.values):

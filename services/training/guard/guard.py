@@ -3,6 +3,9 @@
 It can take back a canary, and put the last champion back; its key is for nothing else. A champion is put back
 only if Triton answers for the last one and not for this one: where Triton itself is away, another version
 would not help, and going forward again takes two people.
+
+What fails must go on failing: so many looks in a row have to find it, each with new failures since the one
+before. Else an outage that is over would be held against a version for as long as it stands there.
 """
 
 from collections.abc import Awaitable, Callable
@@ -11,9 +14,9 @@ from datetime import UTC, datetime, timedelta
 
 import httpx
 
-from services.training.guard.rules import canary_reasons, degrades
+from services.training.guard.rules import canary_reasons, degrades, fails
 from services.training.guard.settings import GuardSettings
-from services.training.guard.workers import Growth, Places, ask, places_of
+from services.training.guard.workers import Growth, Places, ask, name_of, places_of
 from services.training.stages import Signer, StageLog
 from weir.inference.stages import Act, Stage, Stages, StepRefused
 from weir.obs.log import get_logger
@@ -71,6 +74,9 @@ class Guard:
         self._client, self._answers, self._now = client, answers, now
         self._growth = Growth(stages.name)
         self._away: dict[str, str] = {}
+        # Looks in a row that found a failure, and how many there were at the last look.
+        self._found = {"canary": 0, "champion": 0}
+        self._failures = {"canary": 0, "champion": 0}
 
     async def look(self) -> Look:
         """Ask the workers, and take the step that the limits ask for, if any.
@@ -83,8 +89,9 @@ class Guard:
         places = Places(int(champion or 0), int(canary or 0))
         if places != self._growth.places:
             self._growth.begin(places)
+            self._found = dict.fromkeys(self._found, 0)
         answered = await ask(self._client, self._limits.workers)
-        away = {worker: why for worker, why in answered.items() if isinstance(why, str)}
+        away = {name_of(worker): why for worker, why in answered.items() if isinstance(why, str)}
         self._say_away(away)
         behind = 0
         for worker, samples in answered.items():
@@ -93,8 +100,11 @@ class Guard:
                 behind += places_of(samples) != places
         seen = self._growth.counted
         step = None
+        failing = fails(seen, self._limits) if self._goes_on("canary", seen.fell_back) else None
         if canary is not None and (reasons := canary_reasons(seen, self._limits)):
             step = self._take(canary, Stage.SHADOW, "; ".join(reasons))
+        elif canary is not None and self._in_a_row("canary", failing is not None) and failing is not None:
+            step = self._take(canary, Stage.SHADOW, failing)
         elif champion is not None and (why := await self._against(state, champion)):
             before = state.champion_before()
             assert before is not None
@@ -106,24 +116,40 @@ class Guard:
             away,
             behind,
             seen.decisions,
-            seen.decided + seen.fell_back,
+            seen.rows,
             step,
         )
 
     async def _against(self, state: Stages, champion: str) -> str | None:
         """Why the last champion is to be put back; None where it is not."""
-        why, before = degrades(self._growth.counted, self._limits), state.champion_before()
-        if why is None or before is None:
-            return None
-        promoted = _promoted_at(state)
-        if promoted is None or self._now() - promoted > timedelta(hours=self._limits.champion_hours):
-            return None
-        if await self._answers(champion):
-            return None
-        if not await self._answers(before):
-            log.warning("guard_stands_by", why=f"{why}, but Triton does not answer for {before} either")
+        seen, before = self._growth.counted, state.champion_before()
+        why = degrades(seen, self._limits) if self._goes_on("champion", seen.degraded) else None
+        silent = why is not None and before is not None and self._is_new(state)
+        if silent and before is not None:
+            silent = not await self._answers(champion)
+            if silent and not await self._answers(before):
+                log.warning("guard_stands_by", why=f"{why}, but Triton does not answer for {before} either")
+                silent = False
+            # Triton may have come back between the two.
+            silent = silent and not await self._answers(champion)
+        if not self._in_a_row("champion", silent):
             return None
         return f"{why}, and Triton answers for {before} but not for it"
+
+    def _is_new(self, state: Stages) -> bool:
+        """Whether two people made the champion one so lately that a guard may put the last one back."""
+        promoted = None if state.champion_undone else _promoted_at(state)
+        return promoted is not None and self._now() - promoted <= timedelta(hours=self._limits.champion_hours)
+
+    def _goes_on(self, who: str, failures: int) -> bool:
+        """Whether there were more failures since the last look."""
+        before, self._failures[who] = self._failures[who], failures
+        return failures > before
+
+    def _in_a_row(self, who: str, found: bool) -> bool:
+        """Whether so many looks in a row, this one the last, have found the failure."""
+        self._found[who] = self._found[who] + 1 if found else 0
+        return self._found[who] >= self._limits.looks
 
     def _take(self, version: str, to: Stage, why: str) -> Step | None:
         try:
@@ -150,15 +176,13 @@ def _deciding_canary(state: Stages) -> str | None:
 
 
 def _promoted_at(state: Stages) -> datetime | None:
-    """When the champion took its place, by the step that put it there."""
+    """When two people put the champion in its place."""
     champion = state.at(Stage.CHAMPION)
     proposals = {entry["number"]: entry for entry in state.history if entry["act"] == Act.PROPOSE}
     for entry in reversed(state.history):
-        told = proposals.get(entry.get("proposal"), entry) if entry["act"] == Act.APPROVE else entry
-        if (
-            entry["act"] in (Act.APPROVE, Act.UNDO)
-            and told["to"] == Stage.CHAMPION
-            and told["version"] == champion
-        ):
+        if entry["act"] != Act.APPROVE:
+            continue
+        told = proposals[entry["proposal"]]
+        if told["to"] == Stage.CHAMPION and told["version"] == champion:
             return datetime.fromisoformat(str(entry["at"]))
     return None

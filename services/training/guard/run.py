@@ -88,8 +88,8 @@ async def run(
                 metrics.found(look, now_s())
                 last = {"ready": not look.away and not look.behind, **asdict(look)}
                 said = ""
-            except WeirError as error:
-                # A log that somebody is repairing ends no guard.
+            except (WeirError, OSError) as error:
+                # A log that somebody is repairing, or a disk that is full, ends no guard.
                 last = {"ready": False, "error": str(error)}
                 if str(error) != said:
                     log.error("guard_cannot_look", error=str(error))

@@ -18,11 +18,20 @@ class GuardSettings(WeirSettings):
     interval_s: float = Field(15.0, gt=0, le=3600, description="between two looks")
     timeout_s: float = Field(5.0, gt=0, le=60, description="for one worker's answer")
     rows_min: int = Field(500, ge=50, le=10_000_000, description="payments, before which nothing is judged")
+    calls_min: int = Field(
+        50,
+        ge=10,
+        le=1_000_000,
+        description="batches with a canary's payments, before its failures are judged",
+    )
+    looks: int = Field(
+        3, ge=1, le=100, description="in a row that must find a failure, so that one outage is no reason"
+    )
     alpha: float = Field(
         0.001, gt=0, le=0.1, description="chance that a limit is ever taken for passed that is not, each"
     )
     fell_back_max: float = Field(
-        0.01, ge=0, le=1, description="of a canary's payments, decided by the champion in its place"
+        0.01, ge=0, le=1, description="of a canary's batches, decided by the champion in its place"
     )
     declined_more_max: float = Field(
         0.01, ge=0, le=1, description="of a canary's payments, declined by it and not by the champion, net"
