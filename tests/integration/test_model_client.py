@@ -152,7 +152,7 @@ async def test_a_frozen_triton_is_unavailable_at_the_deadline_and_fine_when_it_t
 
 
 async def test_a_triton_killed_mid_batch_opens_the_circuit_and_its_return_closes_it(server):
-    """Kill -9 once the first part of a batch of 200 is answered; start it again on the same port."""
+    """Kill -9 once the first part of a batch of 600 is answered; start it again on the same port."""
     registry = CollectorRegistry()
     breaker = Breaker(failures_to_open=2, open_s=0.05, open_s_max=0.2)
 
@@ -162,7 +162,7 @@ async def test_a_triton_killed_mid_batch_opens_the_circuit_and_its_return_closes
 
     metrics = Metrics("risk", registry).model("risk")
     async with client(server, breaker=breaker, metrics=metrics) as triton:
-        batch = asyncio.ensure_future(triton.score(rows(200 * ROWS_MAX)))
+        batch = asyncio.ensure_future(triton.score(rows(600 * ROWS_MAX)))
         await within(10, first_part_answered)
         assert not batch.done()
         server.kill()
