@@ -68,12 +68,11 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One variant with all that was measured of it. zeros: share of the layers' weights that are 0."""
+    """One variant with all that was measured of it."""
 
     name: str
     size: int
     parameters: int
-    zeros: float
     speed: Speed
     quality: dict[Language, Quality]
     grounded: Share | None
@@ -84,7 +83,6 @@ class Line:
             "name": self.name,
             "size": self.size,
             "parameters": self.parameters,
-            "zeros": self.zeros,
             "speed": self.speed.as_dict(),
             "quality": {language: each.as_dict() for language, each in self.quality.items()},
             "grounded": None if self.grounded is None else self.grounded.as_dict(),
@@ -178,7 +176,6 @@ def compress(source: Source, out: Path, plan: Plan, said: Callable[[str], None])
             each.name,
             sum(path.stat().st_size for path in folders[each.name].iterdir()),
             shapes[each.name].parameter_count,
-            each.pruned,
             speed[each.name],
             quality[each.name],
             grounded[each.name],

@@ -5,6 +5,7 @@ end, and where the check of its sentences lets few false ones pass; elsewhere th
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from infra.llm.errors import NotEvaluated
 
 # Both by the unfavourable end of the 95 % interval.
 ANSWERS_MIN, FALSE_SHOWN_MAX = 0.5, 0.1
+_NOT_MEASURED = "not measured"
 LANGUAGES = {"en": "English", "zh": "Chinese"}
 
 
@@ -37,7 +39,7 @@ def read(path: Path) -> dict[str, Any]:
             _share(made[f"turns_{language}"]["answered_by_model"])
             _share(made["sentence_check"][language]["written_false_shown"])
             made[f"turns_{language}"]["prompts"]
-        _mean(made["language_model"]["first_token_ms"])
+        _mean(made["language_model"]["first_token_ms"], "ms")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise NotEvaluated(path) from error
     return dict(made)
@@ -65,16 +67,16 @@ def card_of(made: dict[str, Any], name: str, model: str) -> str:
     pace = made["language_model"]
     lines += [
         "",
-        f"First token after {_mean(pace['first_token_ms'])} ms;",
-        f"then {_mean(pace['tokens_per_second'])} tokens/s.",
+        f"First token after: {_mean(pace['first_token_ms'], 'ms')};",
+        f"then: {_mean(pace['tokens_per_second'], 'tokens/s')}.",
         "",
         "## What is shown",
         "",
-        *(f"- {LANGUAGES[each.language]}: {_shown(each)} ({each.why})." for each in decisions),
+        *(f"- {LANGUAGES[each.language]}: {_shown(each, decisions)} ({each.why})." for each in decisions),
         "",
-        "Its own words are shown where the interval of answers that it carried to their end lies above",
-        f"{ANSWERS_MIN:.0%} and that of false sentences that the check shows below {FALSE_SHOWN_MAX:.0%}:",
-        f"`[chat] generate = {str(all(each.shows_model for each in decisions)).lower()}`.",
+        "Its own words may be shown where the interval of answers that it carried to their end lies above",
+        f"{ANSWERS_MIN:.0%} and that of false sentences that the check shows below {FALSE_SHOWN_MAX:.0%};",
+        f"the switch is for both languages: `[chat] generate = {str(_is_on(decisions)).lower()}`.",
         "",
         "## Limits",
         "",
@@ -102,6 +104,9 @@ _ROWS = (
 def _decided(made: dict[str, Any], language: str) -> Decision:
     whole = made[f"turns_{language}"]["answered_by_model"]
     false = made["sentence_check"][language]["written_false_shown"]
+    for share, what in ((whole, "answers by the model"), (false, "false sentences")):
+        if not share["count"]:
+            return Decision(language, False, f"{what}: {_NOT_MEASURED}")
     if whole["low"] <= ANSWERS_MIN:
         return Decision(language, False, f"carried {_share(whole)} of its answers to their end")
     if false["high"] >= FALSE_SHOWN_MAX:
@@ -109,8 +114,15 @@ def _decided(made: dict[str, Any], language: str) -> Decision:
     return Decision(language, True, f"carried {_share(whole)} of its answers to their end")
 
 
-def _shown(decision: Decision) -> str:
-    return "the model's sentences" if decision.shows_model else "the passages' own sentences"
+def _is_on(decisions: Sequence[Decision]) -> bool:
+    return all(each.shows_model for each in decisions)
+
+
+def _shown(decision: Decision, decisions: Sequence[Decision]) -> str:
+    if _is_on(decisions):
+        return "the model's sentences"
+    passages = "the passages' own sentences"
+    return f"{passages}; the model's could be" if decision.shows_model else passages
 
 
 def _cells(made: dict[str, Any], path: str) -> list[str]:
@@ -124,8 +136,12 @@ def _cells(made: dict[str, Any], path: str) -> list[str]:
 
 
 def _share(share: dict[str, Any]) -> str:
+    if not share["count"]:
+        return _NOT_MEASURED
     return f"{share['share']:.2f} ({share['low']:.2f}-{share['high']:.2f}) of {share['count']}"
 
 
-def _mean(mean: dict[str, Any]) -> str:
-    return f"{mean['mean']:.0f} ({mean['low']:.0f}-{mean['high']:.0f})"
+def _mean(mean: dict[str, Any], unit: str) -> str:
+    if not mean["count"]:
+        return _NOT_MEASURED
+    return f"{mean['mean']:.0f} ({mean['low']:.0f}-{mean['high']:.0f}) {unit}"

@@ -10,7 +10,9 @@ from services.chat.domain import PLACEHOLDER, DataClass
 
 _ONE = PLACEHOLDER.pattern
 # One or several of them.
-_PLACE = rf"{_ONE}(?:\s{{0,3}}(?:,|，|、|or|and|和|或)\s{{0,3}}{_ONE}){{0,5}}"
+_PLACE = rf"{_ONE}(?:\s{{0,3}}(?:,|，|、|or|and|和|或)\s{{0,3}}{_ONE}){{0,5}}+"
+# With 吗 behind it nothing is given: it is asked whether that is so.
+_NOT_ASKED = r"(?!\s{0,3}[,，]?[对是]?吗)"
 _KINDS_EN = {
     DataClass.CARD: "card",
     DataClass.IBAN: "account",
@@ -68,10 +70,12 @@ _GIVEN_EN = re.compile(
 )
 _GIVEN_ZH = re.compile(
     rf"(?:我的|本人的?)?(?:(?:iban|银行卡|卡|账户|手机|电话|邮箱|电子邮箱|身份证|地址|住址|名字|姓名)号?码?(?:是|为|[:：])"
-    rf"|(?:卡|账|银行卡|手机|身份证)号码?|电话号码|邮箱|户名|姓名|地址|验证码)\s*{_PLACE}",
+    rf"|(?:卡|账|银行卡|手机|身份证)号码?|电话号码|邮箱|户名|姓名|地址|验证码)\s*{_PLACE}{_NOT_ASKED}",
     re.IGNORECASE,
 )
-_CALLED = re.compile(rf"(?:\b(?:i am|i'm|my name is|this is)\b|我是|我叫|本人)\s*{_PLACE}", re.IGNORECASE)
+_CALLED = re.compile(
+    rf"(?:\b(?:i am|i'm|my name is|this is)\b|我是|我叫|本人)\s*{_PLACE}{_NOT_ASKED}", re.IGNORECASE
+)
 _PART = re.compile(r"[^.!?;,\n()。！？；，、（）]*(?:[.!?;,\n()。！？；，、（）]+|$)")
 _HAN = re.compile(r"[\u4e00-\u9fff]")
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
@@ -105,6 +109,8 @@ def _only_gives(part: str) -> bool:
     if _HAN.search(rest):
         if not PLACEHOLDER.search(part):
             return _GREETING_ZH.fullmatch(rest.strip(_MARKS)) is not None
+        if rest.strip(_MARKS).endswith("吗"):
+            return False
         return not _GIVING_ZH.sub("", "".join(_WORD.findall(rest)))
     said = set(_WORD.findall(rest))
     return said <= (_GIVING_EN if PLACEHOLDER.search(part) else _GREETING_EN)

@@ -125,6 +125,7 @@ async def test_whose_time_is_up_frees_the_place(ask, served):
             reached.set()
             await asyncio.Event().wait()
 
+    before = metric(served, CANCELLED)
     for _ in range(20):
         reached = asyncio.Event()
         turn = asyncio.create_task(hold())
@@ -132,6 +133,8 @@ async def test_whose_time_is_up_frees_the_place(ask, served):
         turn.cancel()
         await asyncio.gather(turn, return_exceptions=True)
     await until(lambda: metric(served, "weir_llm_conversations") == 0, "the places are free")
+    # One that had ended before its reader's time was up was not cut off.
+    assert metric(served, CANCELLED) - before > 5
     assert await said(ask, "hello there", 5)
 
 

@@ -6,11 +6,12 @@ from types import SimpleNamespace
 import grpc
 import pytest
 
+from tests.support.pauses import until
 from weir.config import TritonSettings
 from weir.inference import _answer_stream
 from weir.inference._answer_stream import AnswerStream
 from weir.inference.errors import ModelUnavailable
-from weir.inference.generation import Generation
+from weir.inference.generation import Generation, Piece
 
 ANSWER = SimpleNamespace(error_message="")
 
@@ -126,3 +127,89 @@ async def test_closing_waits_until_those_who_left_are_out(monkeypatch):
             await anext(generation.pieces("hello", tokens_max=3))
     await generation.close()
     assert all(call.is_over and not call.is_cancelled for call in calls)
+
+
+class Closed(Call):
+    """Its channel is closed while an answer is awaited: gRPC cancels the read."""
+
+    async def read(self):
+        raise asyncio.CancelledError
+
+
+async def test_a_stream_that_is_cancelled_from_here_ends_for_its_reader():
+    stream = stream_of(Closed())
+    assert await stream.read() is None
+    await stream.end(is_over=True)
+
+
+def serving(*calls: Call, knows: bool = True) -> SimpleNamespace:
+    """The server's stub: a call for each answer, and what the model takes."""
+
+    async def about(request):
+        asked.append(request.name)
+        names = [server.input] if server.input else []
+        return SimpleNamespace(inputs=[SimpleNamespace(name=name) for name in names])
+
+    asked: list[str] = []
+    server = SimpleNamespace(
+        ModelStreamInfer=iter(calls).__next__,
+        ModelMetadata=about,
+        asked=asked,
+        input="cancel" if knows else "",
+    )
+    return server
+
+
+async def test_closing_tells_the_model_and_whoever_still_reads(monkeypatch):
+    call = Call(answers=())
+    generation = Generation(TritonSettings(endpoint="127.0.0.1:1"), "llm")
+    monkeypatch.setattr(generation, "_stub", lambda: stub)
+    stub = serving(call)
+    reading = asyncio.create_task(anext(generation.pieces("hello", tokens_max=3)))
+    await until(lambda: call.written, "the question is asked")
+    await generation.close()
+    with pytest.raises(ModelUnavailable, match="the client was closed"):
+        await reading
+    assert len(call.written) == 3
+    assert call.is_over
+    assert not call.is_cancelled
+
+
+async def test_closing_waits_for_no_server_that_hangs(monkeypatch):
+    monkeypatch.setattr("weir.inference.generation._CLOSE_WITHIN_S", 0.05)
+    call = Call(answers=(), ends=False)
+    generation = Generation(TritonSettings(endpoint="127.0.0.1:1"), "llm")
+    monkeypatch.setattr(generation, "_stub", lambda: stub)
+    stub = serving(call)
+    reading = asyncio.create_task(anext(generation.pieces("hello", tokens_max=3)))
+    await until(lambda: call.written, "the question is asked")
+    await generation.close()
+    assert call.is_cancelled
+    with pytest.raises(ModelUnavailable, match="the client was closed"):
+        await reading
+
+
+async def test_a_closed_client_asks_nothing_more_and_opens_no_channel():
+    generation = Generation(TritonSettings(endpoint="127.0.0.1:1"), "llm")
+    await generation.close()
+    with pytest.raises(ModelUnavailable, match="the client was closed"):
+        await anext(generation.pieces("hello", tokens_max=3))
+    with pytest.raises(ModelUnavailable, match="the client was closed"):
+        generation._stub()
+
+
+async def test_a_model_that_did_not_know_how_to_stop_is_asked_again(monkeypatch):
+    calls = [Call(), Call(), Call()]
+    stub = serving(*calls, knows=False)
+    generation = Generation(TritonSettings(endpoint="127.0.0.1:1"), "llm")
+    monkeypatch.setattr(generation, "_stub", lambda: stub)
+    monkeypatch.setattr(generation, "_piece", lambda *_: (Piece("hello"), False))
+    for number in range(3):
+        pieces = generation.pieces("hello", tokens_max=3)
+        await anext(pieces)
+        await pieces.aclose()
+        await asyncio.wait(generation._ending)
+        stub.input = "cancel"
+        assert calls[number].is_cancelled == (number == 0)
+    # The third one knows it from the second.
+    assert stub.asked == ["llm", "llm"]

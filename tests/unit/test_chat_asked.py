@@ -40,6 +40,9 @@ def test_data_that_is_only_given_is_left_out(text, asked):
         ("Can I send money to [NAME_1] at [IBAN_1]?", "Can I send money to someone at account?"),
         ("怎么冻结[CARD_1]？", "怎么冻结卡？"),
         ("冻结我的卡[CARD_1]", "冻结我的卡"),
+        ("你们的电话是[PHONE_1]吗", "你们的电话是手机号吗"),
+        ("你们的电话是[PHONE_1]，对吗？", "你们的电话是手机号，对吗？"),
+        ("电话是[PHONE_1]和[PHONE_2]是吗？", "电话是手机号和手机号是吗？"),
     ],
 )
 def test_data_that_is_spoken_of_becomes_the_word_for_it(text, asked):

@@ -1,5 +1,7 @@
 """`weir evaluate chat` by words and passages alone: figures with their sizes, and nothing unsupported."""
 
+import asyncio
+
 import pytest
 
 from services.chat.answer.answerer import Answerer
@@ -16,8 +18,28 @@ from services.training.intents import read_labelled
 from weir.errors import BadInput
 
 
+async def evaluated(answerer: Answerer, *, questions_max: int, turn_deadline_s: float = 60.0) -> dict:
+    return await evaluate(
+        encoders=None,
+        encoder_name="",
+        answerer=answerer,
+        turn_deadline_s=turn_deadline_s,
+        questions_max=questions_max,
+    )
+
+
+def of_model(generator) -> Answerer:
+    prompts = Prompts("chatml", "canary", len, tokens_max=20_000)
+    return Answerer(generator, prompts, canary="canary", stem=stem)
+
+
+def passage_in(prompt: str) -> list[str]:
+    """The sentences of the first passage."""
+    return sentences_of(prompt.split('">\n', 1)[1].split("\n</passage>", 1)[0])
+
+
 async def test_every_sentence_of_the_knowledge_that_is_shown_stands_there():
-    made = await evaluate(encoders=None, encoder_name="", answerer=Answerer(stem=stem), questions_max=25)
+    made = await evaluated(Answerer(stem=stem), questions_max=25)
     for language in ("en", "zh"):
         turns = made[f"turns_{language}"]
         assert turns["answered"]["count"] == 25
@@ -52,13 +74,10 @@ async def test_a_sentence_of_the_knowledge_is_borne_out_by_its_own_passage():
 
 async def test_an_answer_is_a_models_when_it_was_shown_from_beginning_to_end():
     async def parrot(prompt, *, tokens_max, stop=()):
-        # The first sentence of the first passage, and for Chinese something that stands nowhere.
-        passage = prompt.split('">\n', 1)[1].split("\n</passage>", 1)[0]
-        yield sentences_of(passage)[0] if "Answer in English" in prompt else "我们送您一部新手机。"
+        # The first passage, and for Chinese something that stands nowhere.
+        yield " ".join(passage_in(prompt)[:6]) if "Answer in English" in prompt else "我们送您一部新手机。"
 
-    prompts = Prompts("chatml", "canary", len, tokens_max=20_000)
-    answerer = Answerer(parrot, prompts, canary="canary", stem=stem)
-    made = await evaluate(encoders=None, encoder_name="", answerer=answerer, questions_max=60)
+    made = await evaluated(of_model(parrot), questions_max=60)
     english, chinese = made["turns_en"], made["turns_zh"]
     assert english["answered_by_model"]["share"] == 1.0
     assert english["answered_by_model"]["count"] == english["answered"]["hits"] > 5
@@ -66,6 +85,29 @@ async def test_an_answer_is_a_models_when_it_was_shown_from_beginning_to_end():
     assert chinese["answered_by_model"]["count"] > 5
     assert english["prompts"] != chinese["prompts"]
     assert {each["version"] for each in english["prompts"]} == {"v2"}
+
+
+async def test_an_answer_that_the_passage_had_to_complete_is_not_the_models():
+    async def aside(prompt, *, tokens_max, stop=()):
+        # Borne out, and seldom what was asked.
+        yield passage_in(prompt)[-1]
+
+    made = (await evaluated(of_model(aside), questions_max=30))["turns_en"]
+    assert min(made["sentences_by_origin"]["generated"], made["sentences_by_origin"]["passage"]) > 0
+    assert made["model_held_back"] == {}
+    assert made["answered_by_model"]["hits"] < made["answered_by_model"]["count"]
+
+
+async def test_a_turn_that_its_deadline_cut_short_counts_as_one_that_the_model_did_not_carry():
+    async def hangs(prompt, *, tokens_max, stop=()):
+        yield passage_in(prompt)[0] + " "
+        await asyncio.Event().wait()
+
+    made = (await evaluated(of_model(hangs), questions_max=20, turn_deadline_s=0.02))["turns_en"]
+    assert made["degraded"] == {"deadline": made["answered_by_model"]["count"]}
+    assert made["answered_by_model"]["count"] > 0
+    assert made["answered_by_model"]["hits"] == 0
+    assert made["prompts"]
 
 
 async def test_intents_are_counted_right_wrong_and_out_of_scope(tmp_path):

@@ -165,6 +165,7 @@ async def test_a_model_that_hangs_ends_with_a_person_and_what_was_shown_stands()
     assert turned.outcome is Outcome.HANDED_OVER
     assert turned.sentences[0].text == "A new card costs EUR 8."
     assert turned.trail.degraded == "deadline"
+    assert (turned.trail.prompt_version, len(turned.trail.prompt_sha256)) == ("v2", 64)
 
 
 async def test_an_instruction_in_a_passage_reaches_nobody():

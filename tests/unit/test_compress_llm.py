@@ -217,6 +217,8 @@ def test_the_command_tells_what_each_variant_costs_and_keeps_the_chosen_one(sour
     whole = about["variants"][0]
     assert whole["quality"]["en"]["agreement"]["value"] == 1.0
     assert all(each["speed"]["one"] > 0 for each in about["variants"])
+    # Nothing stands there that was only planned.
+    assert whole.keys() == {"name", "size", "parameters", "speed", "quality", "grounded"}
     assert {"compress.json", "compress.md", "pareto.svg", "pareto-speed.svg"} <= {
         path.name for path in out.iterdir()
     }

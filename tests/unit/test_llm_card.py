@@ -54,8 +54,21 @@ def test_one_language_alone_may_be_shown_and_the_switch_stays_off():
     made = evaluation()
     made["turns_zh"]["answered_by_model"] = Share(3, 40).as_dict()
     card = card_of(made, "llm", "A model")
-    assert "English: the model's sentences" in card
-    assert "Chinese: the passages' own sentences" in card
+    assert "English: the passages' own sentences; the model's could be (" in card
+    assert "Chinese: the passages' own sentences (" in card
+    assert "`[chat] generate = false`" in card
+
+
+def test_what_was_not_measured_is_told_so_and_not_as_a_share():
+    made = evaluation()
+    made["turns_en"]["answered_by_model"] = Share(0, 0).as_dict()
+    made["sentence_check"]["zh"]["written_false_shown"] = Share(0, 0).as_dict()
+    made["language_model"]["tokens_per_second"] = Mean.of([]).as_dict()
+    card = card_of(made, "llm", "A model")
+    assert "English: the passages' own sentences (answers by the model: not measured)" in card
+    assert "Chinese: the passages' own sentences (false sentences: not measured)" in card
+    assert "then: not measured." in card
+    assert "of 0" not in card
     assert "`[chat] generate = false`" in card
 
 

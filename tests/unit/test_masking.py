@@ -60,6 +60,16 @@ def test_every_text_comes_back(text):
         ("Write to anna.smith@example.com. How do I pay?", "Write to [EMAIL_1]. How do I pay?"),
         ("Reach me at anna.smith@example.com please", "Reach me at [EMAIL_1] please"),
         ("It is anna @ example . com", "It is [EMAIL_1]"),
+        ("my email is anna.smith@gmail. com please", "my email is [EMAIL_1] please"),
+        ("anna.smith@gmail .com please", "[EMAIL_1] please"),
+        ("mail anna.smith@gmail. Com is it", "mail [EMAIL_1] is it"),
+        ("anna.smith@mail.example .co.uk", "[EMAIL_1]"),
+        ("anna@mail. gmail. com", "[EMAIL_1]"),
+        ("anna@posta. it please", "[EMAIL_1] please"),
+        ("我的邮箱是anna@gmail. com谢谢", "我的邮箱是[EMAIL_1]谢谢"),
+        ("reach me at a@b.c. How do I pay?", "reach me at [EMAIL_1]. How do I pay?"),
+        ("reach me at a@b.com. is that fine?", "reach me at [EMAIL_1]. is that fine?"),
+        ("reach me at anna@gmail. How do I pay?", "reach me at [EMAIL_1]. How do I pay?"),
     ],
 )
 def test_an_email_address_begins_and_ends_where_it_does(masker, text, masked_text):

@@ -12,8 +12,8 @@ from typing import Any
 import grpc
 import grpc.aio
 
-# A model looks between two steps whether its reader has left.
-_LEAVE_WITHIN_S = 5.0
+# A model looks between two steps whether its reader has left; a step may be the part of a long prompt.
+_LEAVE_WITHIN_S = 30.0
 
 
 class AnswerStream:
@@ -34,7 +34,7 @@ class AnswerStream:
         self._reading = asyncio.create_task(self._read())
 
     async def read(self) -> Any:
-        """The next answer; None once the server has ended the stream.
+        """The next answer; None once the stream has ended, be it by the server or by `end`.
 
         Raises:
             grpc.aio.AioRpcError: the stream broke.
@@ -47,7 +47,7 @@ class AnswerStream:
     async def end(self, *, is_over: bool) -> None:
         """Return once the call is over: the model is asked to stop unless its answer `is_over`.
 
-        A model that knows no such request, and a server that does not answer, get the call cancelled.
+        A model that knows no such request, or is too long at a step, gets the call cancelled.
         """
         try:
             async with asyncio.timeout(_LEAVE_WITHIN_S):
@@ -66,6 +66,7 @@ class AnswerStream:
             self._reading.cancel()
 
     async def _read(self) -> None:
+        ending: grpc.aio.AioRpcError | None = None
         try:
             try:
                 await self._call.write(self._request)
@@ -73,6 +74,10 @@ class AnswerStream:
                 self._asked.set()
             while (answer := await self._call.read()) is not grpc.aio.EOF:
                 self._answers.put_nowait(answer)
-            self._answers.put_nowait(None)
         except grpc.aio.AioRpcError as error:
-            self._answers.put_nowait(error)
+            ending = error
+        except (grpc.aio.UsageError, grpc.aio.InternalError, asyncio.InvalidStateError):
+            pass  # the call or its channel was closed from here
+        finally:
+            # Whatever has ended it, a reader must not wait for what cannot come.
+            self._answers.put_nowait(ending)

@@ -28,6 +28,9 @@ from weir.inference.errors import ModelRejected, ModelUnavailable
 _LENGTH_BYTES = 4
 # The input by which `infra/triton/python_llm` is asked to end the answer to the request of the same id.
 _CANCEL = "cancel"
+_CLOSED = "the client was closed"
+# For the answers that are under way when the client is closed.
+_CLOSE_WITHIN_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +82,12 @@ class Generation:
         self._clock = clock
         self._credentials = credentials(settings)
         self._channel: grpc.aio.Channel | None = None
+        self._is_closed = False
+        self._open: set[AnswerStream] = set()
         # Streams whose readers have gone, until they are over.
         self._ending: set[asyncio.Task[None]] = set()
-        # Whether the model can be asked to stop; None until somebody has left.
-        self._can_be_left: bool | None = None
+        # Whether the model can be asked to stop. A no is asked again: the next version may know how.
+        self._can_be_left = False
 
     async def __call__(
         self, prompt: str, *, tokens_max: int, stop: Sequence[str] = ()
@@ -106,6 +111,8 @@ class Generation:
             ModelUnavailable: no answer, or it broke off. ModelRejected: the server refuses this prompt.
         """
         began_s = self._clock()
+        if self._is_closed:
+            raise self._unavailable(began_s, _CLOSED)
         request_id = uuid.uuid4().hex
         stream = AnswerStream(
             self._stub().ModelStreamInfer(),
@@ -113,11 +120,14 @@ class Generation:
             _leaving(self.model, request_id),
             self._knows_leaving,
         )
+        self._open.add(stream)
         ended, deadline_s = False, self._first_deadline_s
         try:
             while True:
                 async with asyncio.timeout(deadline_s):
                     answer = await stream.read()
+                if self._is_closed:
+                    raise self._unavailable(began_s, _CLOSED)
                 if answer is None:
                     ended = True
                     raise self._unavailable(began_s, "the server ended the stream")
@@ -135,15 +145,30 @@ class Generation:
             cause = f"{error.code().name.lower()}: {in_words(error.details())}"
             raise self._unavailable(began_s, cause) from error
         finally:
-            # Beside whoever has read it, who waits for nothing.
-            ending = asyncio.create_task(stream.end(is_over=ended))
-            self._ending.add(ending)
-            ending.add_done_callback(self._ending.discard)
+            self._end(stream, is_over=ended)
+
+    def _end(self, stream: AnswerStream, *, is_over: bool) -> None:
+        """Beside whoever has read it, who waits for nothing; once for each."""
+        if stream not in self._open:
+            return
+        self._open.remove(stream)
+        ending = asyncio.create_task(stream.end(is_over=is_over))
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
 
     async def close(self) -> None:
-        """Disconnect; answers under way break off, once the model has been told."""
+        """Disconnect for good; answers under way break off, once the model has been told.
+
+        A model that does not take it within 5 s gets the calls cancelled.
+        """
+        self._is_closed = True
+        for stream in tuple(self._open):
+            self._end(stream, is_over=False)
         if self._ending:
-            await asyncio.wait(self._ending)
+            _, late = await asyncio.wait(self._ending, timeout=_CLOSE_WITHIN_S)
+            for ending in late:
+                ending.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
         if self._channel is not None:
             await self._channel.close()
             self._channel = None
@@ -162,7 +187,7 @@ class Generation:
         Raises:
             grpc.aio.AioRpcError: no answer.
         """
-        if self._can_be_left is None:
+        if not self._can_be_left:
             about = await self._stub().ModelMetadata(pb.ModelMetadataRequest(name=self.model))
             self._can_be_left = any(each.name == _CANCEL for each in about.inputs)
         return self._can_be_left
@@ -206,6 +231,8 @@ class Generation:
     def _stub(self) -> Any:
         # Not in the constructor: a grpc.aio channel binds to the event loop that runs when it is made.
         if self._channel is None:
+            if self._is_closed:
+                raise self._unavailable(self._clock(), _CLOSED)
             self._channel = open_channel(self.endpoint, self._credentials)
         return service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 

@@ -95,21 +95,49 @@ class TritonPythonModel:
         """Take the requests; their answers come from the thread."""
         for request in requests:
             sender = request.get_response_sender()
-            if _flag(request, "cancel"):
-                if (left := self._answers.get(request.request_id())) is not None:
-                    left.is_left = True
-                sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-                continue
             try:
-                self._batcher.submit(self._wanted(request, sender))
-            except (Refused, ValueError, KeyError, TypeError) as error:
-                self._refuse(request, sender, f"refused: {error}")
+                if _flag(request, "cancel"):
+                    if (left := self._answers.get(request.request_id())) is not None:
+                        left.is_left = True
+                    sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+                else:
+                    self._take(request, sender)
             except Busy as error:
-                self._refuse(request, sender, f"busy: {error}")
+                _send(sender, error=f"busy: {error}")
+            except (Refused, ValueError, TypeError, OverflowError) as error:
+                _send(sender, error=f"refused: {error}")
+            except Exception as error:  # noqa: BLE001 - one request must not lose those behind it
+                _send(sender, error=f"refused: {type(error).__name__} while reading the request")
 
-    def _refuse(self, request, sender, why: str) -> None:
-        self._answers.pop(request.request_id(), None)
-        _send(sender, error=why)
+    def _take(self, request, sender) -> None:
+        """Hand a request on.
+
+        Raises:
+            Busy, Refused, ValueError, TypeError, OverflowError: it is not taken.
+        """
+        answer = _Answer(
+            request.request_id(),
+            sender,
+            self._measures,
+            streams=_flag(request, "stream"),
+            ended=self._forget,
+        )
+        wanted = self._wanted(request, answer)
+        if answer.request_id in self._answers:
+            raise Refused("the answer to a request of the same id is under way")
+        # First, for it may be over before `submit` returns.
+        if answer.request_id:
+            self._answers[answer.request_id] = answer
+        try:
+            self._batcher.submit(wanted)
+        except (Busy, Refused):
+            self._forget(answer)
+            raise
+
+    def _forget(self, answer) -> None:
+        # Another one of the same id may have come since.
+        if self._answers.get(answer.request_id) is answer:
+            del self._answers[answer.request_id]
 
     def finalize(self) -> None:
         """End what is under way."""
@@ -130,16 +158,18 @@ class TritonPythonModel:
                 self._batcher.fail(f"{type(error).__name__} while computing")
             self._measures.set("conversations", self._engine.row_count)
 
-    def _wanted(self, request, sender) -> Request:
+    def _wanted(self, request, answer) -> Request:
         """What a request asks for.
 
         Raises:
-            Refused, ValueError, KeyError, TypeError: it is not understood.
+            Refused, ValueError, TypeError, OverflowError: it is not understood.
         """
         prompt = _text(request, "text_input")
         if prompt is None:
             raise Refused("there is no text_input")
         asked = json.loads(_text(request, "sampling_parameters") or "{}")
+        if not isinstance(asked, dict):
+            raise Refused("sampling_parameters must be an object of JSON")
         if unknown := sorted(asked.keys() - _KNOWN):
             raise Refused(f"sampling parameter {unknown[0]} is not known here")
         stops = asked.get("stop") or []
@@ -150,14 +180,7 @@ class TritonPythonModel:
         if tokens_max < 1:
             raise Refused(f"max_tokens must be 1 or more, not {tokens_max}")
         self._measures.add("prompt_tokens_total", len(tokens))
-        request_id = request.request_id()
-        answer = _Answer(
-            sender,
-            self._measures,
-            streams=_flag(request, "stream"),
-            ended=lambda: self._answers.pop(request_id, None),
-        )
-        wanted = Request(
+        return Request(
             tokens,
             tokens_max,
             Sampling(
@@ -169,9 +192,6 @@ class TritonPythonModel:
             answer.show,
             answer.is_cancelled,
         )
-        if request_id:
-            self._answers[request_id] = answer
-        return wanted
 
 
 class _Answer:
@@ -180,7 +200,8 @@ class _Answer:
     is_left: whether its reader has asked for its end.
     """
 
-    def __init__(self, sender, measures: _Measures, *, streams: bool, ended) -> None:
+    def __init__(self, request_id: str, sender, measures: _Measures, *, streams: bool, ended) -> None:
+        self.request_id = request_id
         self._sender, self._measures, self._streams, self._ended = sender, measures, streams, ended
         self.is_left = False
         self._began_s, self._whole, self._first = time.monotonic(), "", True
@@ -200,7 +221,7 @@ class _Answer:
             else:
                 self._whole += piece
             return
-        self._ended()
+        self._ended(self)
         self._measures.add("requests_total", reason=reason.partition(":")[0])
         if reason.startswith("error"):
             _send(self._sender, error=reason)

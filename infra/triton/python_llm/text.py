@@ -27,6 +27,8 @@ class Sampling:
             raise ValueError(f"temperature must be 0 to 5, not {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more, not {self.seed}")
 
 
 class Chooser:

@@ -56,7 +56,7 @@ class _Turns:
     """What whole turns came to."""
 
     answered: list[bool] = field(default_factory=list)
-    # Of those that the language model was asked: it was shown from its first sentence to its last.
+    # Of those that the language model was asked: each sentence of the answer was its own, in time.
     by_model: list[bool] = field(default_factory=list)
     first_ms: list[float] = field(default_factory=list)
     whole_ms: list[float] = field(default_factory=list)
@@ -90,6 +90,7 @@ async def evaluate(
     encoders: Encoders | None,
     encoder_name: str,
     answerer: Answerer,
+    turn_deadline_s: float,
     intents: Intents | None = None,
     pace: Pace | None = None,
     pii_file: Path | None = None,
@@ -102,6 +103,7 @@ async def evaluate(
 
     Args:
         answerer: with the language model, or by passages alone.
+        turn_deadline_s: of one answer, as the service has it; one that takes longer is none of the model's.
         pace: what took the time of the answerer's language model.
         intents_file: CSV of text and category, beside the set of our own.
         messages_file: a bank's own messages, CSV with a column text: how many the guards refuse.
@@ -111,7 +113,7 @@ async def evaluate(
     guards = Guards.load()
     content = await retrieval.starter(None if encoders is None else encoders.passages, encoder_name)
     retriever = HybridRetriever(content, None if encoders is None else encoders.asked)
-    responder = _responder(guards, answerer, retriever, intents)
+    responder = _responder(guards, answerer, retriever, intents, turn_deadline_s)
     passages = {passage.id: passage for passage in content.passages}
     made: dict[str, Any] = {
         "encoder": encoder_name if encoders is not None else "",
@@ -137,7 +139,11 @@ async def evaluate(
 
 
 def _responder(
-    guards: Guards, answerer: Answerer, retriever: HybridRetriever, intents: Intents | None
+    guards: Guards,
+    answerer: Answerer,
+    retriever: HybridRetriever,
+    intents: Intents | None,
+    deadline_s: float,
 ) -> Responder:
     texts = Texts.load()
     return Responder(
@@ -151,7 +157,7 @@ def _responder(
         texts,
         intents=intents,
         now_ms=now_ms,
-        deadline_s=120.0,
+        deadline_s=deadline_s,
     )
 
 
@@ -166,7 +172,8 @@ async def _turns(responder: Responder, asked: Sequence[str], passages: dict[str,
         if turned.trail.prompt_sha256:
             turns.prompts.add((turned.trail.prompt_version, turned.trail.prompt_sha256))
             stopped = turned.trail.flaw or turned.trail.degraded
-            turns.by_model.append(turned.is_generated and not stopped)
+            is_whole = all(sentence.origin is Origin.GENERATED for sentence in turned.sentences)
+            turns.by_model.append(turned.is_generated and is_whole and not stopped)
         turns.flaws.update([turned.trail.flaw] if turned.trail.flaw else [])
         turns.degraded.update([turned.trail.degraded] if turned.trail.degraded else [])
         for sentence in turned.sentences:

@@ -38,6 +38,7 @@ async def evaluate_chat(
             encoders=encoders,
             encoder_name=knowledge.encoder,
             answerer=await answerer_of(settings, triton, stack, pace.watched),
+            turn_deadline_s=settings.turn_deadline_s,
             intents=await intents_of(settings, triton, asked, stack),
             pace=pace if generate else None,
             pii_file=pii_file,

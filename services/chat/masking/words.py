@@ -13,10 +13,22 @@ def _any(*words: str) -> str:
 
 
 _AT = r"\s?(?:@|\(at\)|\[at\]| at (?=[\w\-]{1,63}(?:\.| dot )[A-Za-z]{2,10}\b(?!\s?@)))\s?"
-# A full stop with a space behind it alone ends a sentence.
-_DOT = r"(?:\.|\s\.\s|\s?(?:\(dot\)|\[dot\]| dot )\s?)"
+_LABEL = r"[A-Za-z0-9\-]{1,63}"
+# Ends of a domain that are no word of a sentence, unlike .it, .is, .me, .so.
+_ENDS = (
+    "com|net|org|edu|gov|info|biz|ac|ae|ai|ar|br|ca|cc|ch|cl|cn|co|cz|de|dk|es|eu|fi|fr|gr|hk|hr|hu|ie|il|io|jp"
+    "|kr|li|lt|lu|lv|mx|my|nl|nz|pk|pl|pt|ro|ru|se|sg|sk|th|tr|tv|tw|ua|uk|vn|za"
+)
+# A full stop with a space behind it ends a sentence, unless such an end follows.
+_DOT = (
+    rf"(?:\.|\s{{1,2}}\.\s{{0,2}}|\.\s{{1,2}}(?=(?:{_LABEL}\.\s{{0,2}})?(?:{_ENDS})(?![A-Za-z0-9\-]))"
+    r"|\s?(?:\(dot\)|\[dot\]| dot )\s?)"
+)
+# A domain without a dot yet: two small letters end it as well; else what stands before the space is all.
+_FIRST_DOT = rf"(?:{_DOT}|\.\s{{1,2}}(?=(?-i:[a-z]{{2}})(?![A-Za-z0-9\-])))"
 _EMAIL = re.compile(
-    rf"[A-Za-z0-9][A-Za-z0-9._%+'\-]{{0,63}}{_AT}[A-Za-z0-9\-]{{1,63}}(?:{_DOT}[A-Za-z0-9\-]{{1,63}}){{1,4}}",
+    rf"[A-Za-z0-9][A-Za-z0-9._%+'\-]{{0,63}}{_AT}{_LABEL}"
+    rf"(?:{_FIRST_DOT}{_LABEL}(?:{_DOT}{_LABEL}){{0,3}}|(?=\.\s))",
     re.IGNORECASE,
 )
 # Codes that are no secret; one lookbehind each, since their lengths differ.

@@ -298,18 +298,15 @@ class _Answering:
         ]
         summary = self.before.summed_up(turns_left_out=_HISTORY_TURNS, chars_max=_SUMMARY_CHARS_MAX)
         turn = Turn(text, language, self.trail.hits, history, summary, frozenset(self.trail.masked.values))
-        async with aclosing(self.to._answerer(turn, account)) as sentences:
-            async for sentence in sentences:
-                for good in self._allowed([sentence]):
-                    self.is_generated = self.is_generated or good.origin is Origin.GENERATED
-                    self.say(good)
-        self.trail.flaw, self.trail.thought = account.flaw, account.thought
-        self.trail.degraded = self.trail.degraded or account.degraded
-        if account.prompt is not None:
-            self.trail.prompt_version, self.trail.prompt_sha256 = (
-                account.prompt.version,
-                account.prompt.sha256,
-            )
+        try:
+            async with aclosing(self.to._answerer(turn, account)) as sentences:
+                async for sentence in sentences:
+                    for good in self._allowed([sentence]):
+                        self.is_generated = self.is_generated or good.origin is Origin.GENERATED
+                        self.say(good)
+        finally:
+            # A turn that its deadline cuts short has been asked of the model too.
+            self._trace(account)
         if self.shown:
             return Outcome.ANSWERED, None
         if self.understanding.urgency is Urgency.HIGH:
@@ -320,6 +317,15 @@ class _Answering:
             return Outcome.HANDED_OVER, Reason.UNKNOWN
         self.fixed("unknown")
         return Outcome.UNKNOWN, None
+
+    def _trace(self, account: Account) -> None:
+        self.trail.flaw, self.trail.thought = account.flaw, account.thought
+        self.trail.degraded = self.trail.degraded or account.degraded
+        if account.prompt is not None:
+            self.trail.prompt_version, self.trail.prompt_sha256 = (
+                account.prompt.version,
+                account.prompt.sha256,
+            )
 
     async def _find(self, text: str) -> None:
         to, language = self.to, self.understanding.language
