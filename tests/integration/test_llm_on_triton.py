@@ -148,10 +148,15 @@ async def test_a_model_that_cannot_be_asked_to_stop_is_cut_off(start_triton, tmp
     server = start_triton(tmp_path / "repository")
     drawn = Generation(TritonSettings(endpoint=server.endpoint), "llm", sampling=Sampling(1.0, 1.0, 1))
     async with drawn as generation:
-        stream = generation.pieces("hello there", tokens_max=3900)
-        await anext(stream)
-        await stream.aclose()
-        await until(lambda: metric(server, CANCELLED) == 1, "it was cut off")
+        # On a busy machine an answer may be over before its reader has left.
+        for _ in range(10):
+            stream = generation.pieces("hello there", tokens_max=3900)
+            await anext(stream)
+            await stream.aclose()
+            await until(lambda: metric(server, "weir_llm_conversations") == 0, "its place is free")
+            if metric(server, CANCELLED):
+                break
+        assert metric(server, CANCELLED) >= 1
     server.stop()
 
 
