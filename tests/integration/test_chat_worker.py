@@ -210,10 +210,10 @@ async def test_bytes_that_are_no_message_go_to_the_dead_letters_whole(chat):
     async with chat.publisher() as bank:
         for value in (b"no frame", b"\0\0\0\0\x63xx"):
             await bank._started().send_and_wait(chat.topics.chat_messages, value, b"utf")
-    letters = await dead_letters(chat, 3, reason=None)
-    reasons = {each["reason"] for each in letters}
-    assert {"not_framed", "unknown_schema", "bad_utf8"} <= reasons
-    assert broken in [each["value"] for each in letters]
+    # Other tests' letters lie there too.
+    for reason in ("not_framed", "unknown_schema"):
+        assert await dead_letters(chat, 1, reason=reason)
+    assert broken in [each["value"] for each in await dead_letters(chat, 1, reason="bad_utf8")]
 
 
 async def put(chat, event_id: str, text: str, change: tuple[bytes, bytes] = (b"", b"")) -> bytes:
