@@ -29,18 +29,18 @@ class Source(Protocol):
     path: Path
 
     @property
-    def shape(self) -> Shape: ...  # noqa: D102 - said there
+    def shape(self) -> Shape: ...  # noqa: D102 - each source's own method says it
 
     @property
-    def files(self) -> list[Path]: ...  # noqa: D102 - said there
+    def files(self) -> list[Path]: ...  # noqa: D102 - each source's own method says it
 
-    def has(self, name: str) -> bool: ...  # noqa: D102 - said there
+    def has(self, name: str) -> bool: ...  # noqa: D102 - each source's own method says it
 
-    def vector(self, name: str) -> Floats: ...  # noqa: D102 - said there
+    def vector(self, name: str) -> Floats: ...  # noqa: D102 - each source's own method says it
 
-    def matrix(self, name: str) -> Floats: ...  # noqa: D102 - said there
+    def matrix(self, name: str) -> Floats: ...  # noqa: D102 - each source's own method says it
 
-    def rotary_factors(self) -> Floats | None: ...  # noqa: D102 - said there
+    def rotary_factors(self) -> Floats | None: ...  # noqa: D102 - each source's own method says it
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,11 +76,8 @@ class ServedModel:
             IntegrityError: the log or the version is not what was signed.
             MissingPart, ConfigError: see `read`.
         """
-        stages = read_stages(repository / name / LOG, repository / PEOPLE)
-        version = None if stages is None else stages.at(stage)
-        if stages is None or version is None:
-            return None
-        return cls._registered(repository, name, version, stages)
+        found = _standing(repository, name, stage)
+        return None if found is None else cls._registered(repository, name, *found)
 
     @classmethod
     def canary(cls, repository: Path, name: str) -> "tuple[ServedModel, float] | None":
@@ -89,11 +86,10 @@ class ServedModel:
         Raises:
             IntegrityError, MissingPart, ConfigError: see `standing`.
         """
-        stages = read_stages(repository / name / LOG, repository / PEOPLE)
-        version = None if stages is None else stages.at(Stage.CANARY)
-        if stages is None or version is None or not (share := stages.shares.get(version, 0.0)):
+        found = _standing(repository, name, Stage.CANARY)
+        if found is None or not (share := found[1].shares.get(found[0], 0.0)):
             return None
-        return cls._registered(repository, name, version, stages), share
+        return cls._registered(repository, name, *found), share
 
     @classmethod
     def _registered(cls, repository: Path, name: str, version: str, stages: Stages) -> "ServedModel":
@@ -135,6 +131,13 @@ class ServedModel:
                 f"Weir computes {DEFAULT.id}: other windows or another delay. Train it again."
             )
         return model
+
+
+def _standing(repository: Path, name: str, stage: Stage) -> tuple[str, Stages] | None:
+    """The version at a stage of the log, and what the log says; None where nobody stands there."""
+    stages = read_stages(repository / name / LOG, repository / PEOPLE)
+    version = None if stages is None else stages.at(stage)
+    return None if stages is None or version is None else (version, stages)
 
 
 def _folder(repository: Path, name: str, version: str | None) -> Path:

@@ -6,6 +6,7 @@ import httpx
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
 from services.training.__main__ import app
@@ -375,13 +376,15 @@ async def test_an_answer_that_is_no_metrics_is_a_worker_that_is_away(stand, stat
     assert all(says in why for why in away.values())
 
 
-async def test_a_password_in_a_workers_address_is_told_nobody(stand, caplog):
+async def test_a_password_in_a_workers_address_is_told_nobody(stand):
     stand.down.update(("one", "two"))
     worker = "http://prometheus:hunter2@one:9101/metrics"
     client = httpx.AsyncClient(transport=httpx.MockTransport(stand.answer))
     guard = Guard(stand.log, stand.people["guard"], GuardSettings(workers=[worker]), client, stand.answers)
-    assert list((await guard.look()).away) == [URLS[0]]
-    assert "hunter2" not in caplog.text
+    with capture_logs() as said:
+        assert list((await guard.look()).away) == [URLS[0]]
+    assert [each["event"] for each in said] == ["worker_away"]
+    assert "hunter2" not in str(said)
 
 
 async def test_a_person_who_was_faster_is_no_error(stand, monkeypatch):

@@ -193,7 +193,7 @@ def join(settings: TrainingSettings) -> Cluster | None:
     try:
         _require_workers(cluster)
         _require_code(cluster)
-    except BaseException:
+    except BaseException:  # also when interrupted: a client that is left open keeps threads and a connection
         cluster.close()
         raise
     _joined[settings] = cluster

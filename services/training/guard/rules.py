@@ -9,7 +9,7 @@ Source: Waudby-Smith et al. 2024, as in `services/training/compare.py`.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from services.training.compare import half_width
@@ -90,14 +90,11 @@ def degrades(seen: Counted, limits: GuardSettings) -> str | None:
 
 def _moved(outcomes: Mapping[tuple[str, str], int], least: int) -> tuple[int, int]:
     """Payments that the canary alone, and that the champion alone, treats at least so severely."""
-
-    def of(canary: bool) -> Iterator[int]:
-        for (first, second), count in outcomes.items():
-            champion_does, canary_does = _SEVERITY[first] >= least, _SEVERITY[second] >= least
-            if champion_does is not canary_does and canary_does is canary:
-                yield count
-
-    return sum(of(True)), sum(of(False))
+    more = fewer = 0
+    for (champion, canary), count in outcomes.items():
+        more += count * (_SEVERITY[champion] < least <= _SEVERITY[canary])
+        fewer += count * (_SEVERITY[canary] < least <= _SEVERITY[champion])
+    return more, fewer
 
 
 def _surely_above(more: int, fewer: int, count: int, limit: float, alpha: float, begins: int) -> bool:

@@ -17,7 +17,9 @@ class GuardSettings(WeirSettings):
     )
     interval_s: float = Field(15.0, gt=0, le=3600, description="between two looks")
     timeout_s: float = Field(5.0, gt=0, le=60, description="for one worker's answer")
-    rows_min: int = Field(500, ge=50, le=10_000_000, description="payments, before which nothing is judged")
+    rows_min: int = Field(
+        500, ge=50, le=10_000_000, description="payments, before which what was said of them is judged"
+    )
     calls_min: int = Field(
         50,
         ge=10,
