@@ -155,7 +155,7 @@ WAYS: dict[str, Callable[[Table, Rows, Rows, int], Scorer]] = {
     "xgboost": _xgboost,
     "boosting": _boosting,
     "recipe": _recipe_of(Recipe().pairs_max),
-    "recipe, 32 pairs": _recipe_of(32),
+    "recipe, 16 pairs": _recipe_of(16),
     "recipe, all pairs": _recipe_of(len(FEATURES) ** 2),
 }
 

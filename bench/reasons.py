@@ -1,7 +1,7 @@
 """`python -m bench.reasons`: what exact reasons cost a decision, beside the score alone and beside TreeSHAP.
 
     score alone       the served model's own trees with one output, their sum: the floor
-    with reasons      the served graph: 31 contributions that add up to the logit
+    with reasons      the served graph: a contribution of each feature; they add up to the logit
     strongest four    picking and ordering the reasons of each row, as the worker does
     written           the same decisions encoded with their four reasons, less without any
     TreeSHAP          LightGBM's own (`pred_contrib`), of a free booster of 100 trees of 31 leaves: what exact

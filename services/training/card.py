@@ -60,6 +60,7 @@ def model_card(about: Mapping[str, Any], language: Language = "en") -> str:
         feature_spec=about["feature_spec"],
         base_logit=about["base_logit"],
         **{name: f"{calibration[name]:.4f}" for name in "abc"},
+        pair_count=len(trained["pairs"]),
         pairs=words["comma"].join(words["with"].format(*pair) for pair in trained["pairs"]) or words["none"],
         origin=trained["origin"],
         **{

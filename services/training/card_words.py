@@ -21,7 +21,7 @@ exact: `logit = base_logit + sum(contributions)`. Contributions are Shapley valu
 | Outputs, float32 | `logit` [n, 1], `probability` [n, 1] (calibrated), `contributions` [n, {width}] |
 | Base logit | {base_logit:.4f} |
 | Calibration | sigmoid(a ln p - b ln(1 - p) + c), p = sigmoid(logit); a {a}, b {b}, c {c} |
-| Kind | boosted trees of one feature each, and of pairs: {pairs} |
+| Kind | boosted trees of one feature each, and of {pair_count} pairs |
 
 ## Data
 
@@ -56,6 +56,8 @@ Mean absolute contribution on the test rows, in logit units.
 
 Not used: {unused}.
 
+Pairs that act together: {pairs}.
+
 ## Limits
 
 - It knows the payments it was trained on. Before it decides on a bank's, train it on that bank's events with
@@ -86,7 +88,7 @@ Code {code_version}. The same data, code, settings and seed give the same model.
 | 输出（float32） | `logit` [n, 1]、`probability` [n, 1]（已校准）、`contributions` [n, {width}] |
 | 基准 logit | {base_logit:.4f} |
 | 校准 | sigmoid(a ln p - b ln(1 - p) + c)，p = sigmoid(logit)；a {a}，b {b}，c {c} |
-| 类型 | 每棵树只用一个特征的提升树，以及用两个特征的：{pairs} |
+| 类型 | 每棵树只用一个特征的提升树，以及用两个特征的（{pair_count} 对） |
 
 ## 数据
 
@@ -118,6 +120,8 @@ Code {code_version}. The same data, code, settings and seed give the same model.
 {weights}
 
 未使用：{unused}。
+
+共同作用的特征对：{pairs}。
 
 ## 局限
 

@@ -99,7 +99,13 @@ def recipe_of(settings: TrainingSettings, seed: int, quick: bool) -> "Recipe":
     """The recipe that the settings name."""
     from services.training.fit import Recipe
 
-    recipe = Recipe(seed=seed, bags=settings.bags, threads=settings.threads, pairs_max=settings.pairs_max)
+    recipe = Recipe(
+        seed=seed,
+        bags=settings.bags,
+        threads=settings.threads,
+        pairs_max=settings.pairs_max,
+        prune=settings.prune,
+    )
     return recipe.quick() if quick else recipe
 
 

@@ -1,8 +1,7 @@
 """A served model made smaller and faster, and what that costs: size, speed, precision, reasons.
 
-    pruned      neighbouring cells of a table are joined while the logit moves by less than a tolerance over
-                the payments, so a table has fewer cells and a tree fewer nodes; a table that hardly moves
-                anything goes altogether
+    pruned      neighbouring cells of a table are joined (`prune`), with a larger tolerance than when it was
+                trained
     quantised   a table's shares take 256 (int8) or 16 (int4) evenly spaced values, and neighbours that are
                 alike join. ONNX's tree operator holds float32 alone, so the gain is the nodes that go
     as tensors  no trees at all (`tensors`), the shares in float32 or in real int8: small, and for a GPU
@@ -10,7 +9,7 @@
 All keep the model additive: its reasons stay exact reasons of the smaller model. How far they are from the
 larger one's is measured as well.
 
-Sources: Ward 1963 (joining what costs least first); Jacob et al. 2018 (affine quantisation).
+Source of the affine quantisation: Jacob et al. 2018.
 """
 
 import time
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 
 from services.training.additive import AdditiveModel, Floats, Floats32, Table
 from services.training.export import INPUT, OUTPUTS, to_onnx
+from services.training.prune import pruned
 from services.training.tensors import to_tensors, with_int8_shares
 
 TOLERANCES = (0.003, 0.01, 0.03, 0.1, 0.3)
@@ -64,71 +64,9 @@ def variants(model: AdditiveModel, x: Floats32, weight: Floats) -> list[Variant]
     return out
 
 
-def pruned(model: AdditiveModel, x: Floats32, weight: Floats, tolerance: float) -> AdditiveModel:
-    """The model with cells joined while each table's root mean square change over `x` is below `tolerance`.
-
-    Args:
-        tolerance: logit units, for a table.
-    """
-    tables, base = [], model.base_logit
-    for table in model.tables:
-        smaller = _joined(table, x, weight, tolerance)
-        if all(len(edges) == 0 for edges in smaller.edges):
-            base += float(smaller.values.ravel()[0])
-        else:
-            tables.append(smaller)
-    return replace(model, tables=tuple(tables), base_logit=base)
-
-
 def quantised(model: AdditiveModel, bits: int) -> AdditiveModel:
     """The model whose shares take at most 2^bits values in each table."""
     return replace(model, tables=tuple(_merged(_rounded(table, bits)) for table in model.tables))
-
-
-def _joined(table: Table, x: Floats32, weight: Floats, tolerance: float) -> Table:
-    """Slices along the axes are joined, the cheapest first, until the tolerance is used up."""
-    shape = tuple(len(edges) + 1 for edges in table.edges)
-    mass = np.zeros(shape)
-    np.add.at(mass, table.cells(x), weight / weight.sum())
-    # A cell that nobody was in yet still counts for something: the next payment may be there.
-    mass = np.maximum(mass, 1e-7)
-    edges, shares = list(table.edges), list(table.shares)
-    left = tolerance**2
-    while True:
-        best: tuple[float, int, int] | None = None
-        for axis in range(len(edges)):
-            costs = _costs(mass, shares, axis)
-            if len(costs) and (best is None or costs.min() < best[0]):
-                best = float(costs.min()), axis, int(costs.argmin())
-        if best is None or best[0] > left:
-            return Table(table.features, tuple(edges), tuple(shares))
-        cost, axis, at = best
-        left -= cost
-        shares = [_join(share * mass, axis, at) / _join(mass, axis, at) for share in shares]
-        mass = _join(mass, axis, at)
-        edges[axis] = np.delete(edges[axis], at)
-
-
-def _costs(mass: Floats, shares: Sequence[Floats], axis: int) -> Floats:
-    """How much the squared change, over the payments, grows when a slice is joined with the next."""
-    low, high = _neighbours(mass, axis)
-    harmonic = low * high / (low + high)
-    other = tuple(each for each in range(mass.ndim) if each != axis)
-    total = np.zeros(mass.shape[axis] - 1)
-    for share in shares:
-        first, second = _neighbours(share, axis)
-        total += (harmonic * (second - first) ** 2).sum(axis=other)
-    return total
-
-
-def _neighbours(values: Floats, axis: int) -> tuple[Floats, Floats]:
-    count = values.shape[axis]
-    return values.take(range(count - 1), axis), values.take(range(1, count), axis)
-
-
-def _join(values: Floats, axis: int, at: int) -> Floats:
-    """Slices `at` and `at + 1` added up into one."""
-    return np.add.reduceat(values, [each for each in range(values.shape[axis]) if each != at + 1], axis=axis)
 
 
 def _rounded(table: Table, bits: int) -> Table:

@@ -19,6 +19,7 @@ from services.training import evaluate
 from services.training.additive import AdditiveModel, Calibration, Floats, Floats32, from_lightgbm
 from services.training.cluster import link
 from services.training.errors import TrainingError
+from services.training.prune import pruned
 
 Bools = NDArray[np.bool_]
 CALIBRATION_FRAUDS_MIN = 20  # fewer fix no curve: the logit's own sigmoid then stands
@@ -92,7 +93,9 @@ class Recipe:
     l2: float = 1.0
     bins: int = 255
     bins_pair: int = 32
-    pairs_max: int = 16
+    pairs_max: int = 64
+    # Below it nothing is lost that the figures show, and a row takes a third less time.
+    prune: float = 0.003
     # Rising functions of another feature: trees gain nothing from them, and reasons would be torn in two.
     left_out: tuple[str, ...] = ("amount_log",)
     # More reported fraud does not speak for a payment, however few terminals were all fraud in training. Left
@@ -102,6 +105,7 @@ class Recipe:
         "terminal_risk_1d",
         "terminal_risk_7d",
         "terminal_risk_since_fraud",
+        "terminal_risk_early",
     )
 
     def quick(self) -> "Recipe":
@@ -187,7 +191,8 @@ def grow(train: Rows, features: Sequence[str], made: Plan, recipe: Recipe) -> Ad
     # Frauds are all kept when rows are thinned, so the background is drawn back to their true share.
     share = train.weight / train.weight.max()
     drawn = np.random.default_rng(recipe.seed).random(len(share)) <= share
-    return model.explained_by(train.x[drawn])
+    explained = model.explained_by(train.x[drawn])
+    return pruned(explained, train.x, train.weight, recipe.prune) if recipe.prune else explained
 
 
 def _fits(train: Rows, features: Sequence[str], recipe: Recipe, bags: _Bags, *, scored: bool) -> list[_Grown]:

@@ -274,7 +274,7 @@ _STUDENT_START = {
     "leaves": 3,
     "leaves_pair": 8,
     "leaf_rows_min": 30,
-    "pairs_max": 16,
+    "pairs_max": 64,
     "l2": 1.0,
     "share": 0.0,
 }
@@ -296,7 +296,7 @@ def _suggest_student(trial: optuna.Trial) -> dict[str, Any]:
         "leaves": trial.suggest_int("leaves", 2, 6),
         "leaves_pair": trial.suggest_int("leaves_pair", 4, 16),
         "leaf_rows_min": trial.suggest_int("leaf_rows_min", 10, 400, log=True),
-        "pairs_max": trial.suggest_int("pairs_max", 0, 32, step=8),
+        "pairs_max": trial.suggest_int("pairs_max", 0, 96, step=16),
         "l2": trial.suggest_float("l2", 0.1, 50.0, log=True),
         "share": trial.suggest_float("share", 0.0, 1.0, step=0.1),
     }

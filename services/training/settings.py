@@ -17,7 +17,13 @@ class TrainingSettings(WeirSettings):
     threads: int = Field(0, ge=0, le=1024, description="threads of LightGBM; 0 for one a core")
     bags: int = Field(3, ge=1, le=64, description="fits that are averaged into one model")
     pairs_max: int = Field(
-        16, ge=0, le=1000, description="pairs of features that may act together; all there are from 435 on"
+        64, ge=0, le=1000, description="pairs of features that may act together; all there are from 561 on"
+    )
+    prune: float = Field(
+        0.003,
+        ge=0,
+        le=0.1,
+        description="logit units that joining a table's cells may move it by, root mean square; 0 for none",
     )
     honest_rows_max: int = Field(
         300_000, ge=1000, description="honest rows kept for fitting; each then weighs for those left out"

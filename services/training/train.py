@@ -185,7 +185,12 @@ def train_risk(
             "frauds": {name: int((rows & known).sum()) for name, rows in chosen.items()},
             "rounds": trained.plan.rounds,
             "rounds_pair": trained.plan.rounds_pair,
-            "pairs": [[table.features[index] for index in pair] for pair in trained.plan.pairs],
+            # Not the plan's: pruning leaves out those that hardly move anything.
+            "pairs": [
+                [table.features[index] for index in each.features]
+                for each in trained.model.tables
+                if len(each.features) == 2
+            ],
             "calibration": asdict(trained.model.calibration),
             "importance": {
                 name: round(float(weight), 6) for name, weight in zip(table.features, moved, strict=True)
@@ -205,7 +210,8 @@ def train_risk(
 def code_version() -> str:
     """The package's version, and a hash of the code that a model's values depend on, without its words."""
     here = Path(__file__).parent
-    paths = [here / f"{name}.py" for name in ("additive", "data", "export", "fit", "split", "teacher")]
+    names = ("additive", "data", "export", "fit", "prune", "split", "teacher")
+    paths = [here / f"{name}.py" for name in names]
     paths += sorted(Path(payments.__file__).parent.glob("*.py"))
     digest = hashlib.sha256()
     for path in paths:

@@ -14,6 +14,7 @@ from services.training.stages import StageLog
 from tests.support import pauses
 from tests.support.stages import repository_of, signers, step
 from weir.config import TritonSettings
+from weir.features.payments import FEATURES
 from weir.inference import ModelClient
 from weir.inference.stages import Stage
 from weir.obs.metrics import Metrics
@@ -24,7 +25,7 @@ ROWS, DEADLINE_S = 64, 60.0
 class Batch:
     """The part of a batch that scoring looks at."""
 
-    features = np.random.default_rng(3).normal(size=(ROWS, 31)).astype(np.float32)
+    features = np.random.default_rng(3).normal(size=(ROWS, len(FEATURES))).astype(np.float32)
     in_force = SimpleNamespace(
         policy=SimpleNamespace(thresholds=SimpleNamespace(review_at=0.05, decline_at=0.6))
     )

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from math import log1p, sqrt
 
+import numpy as np
+
 from weir.features.spec import CHANNELS, FeatureSpec
 
 HOUR_MS = 3_600_000
@@ -111,7 +113,10 @@ class SlowState:
             min(max((event_ms - who.newest_ms) / 1000, 0), 30 * 86_400) if who.newest_ms >= 0 else 30 * 86_400
         )
         last = day - self.spec.label_delay_days - 1
+        highest, high_days = self._high(who, day)
         return {
+            "account_highest_ratio_30d": highest,
+            "account_high_days_7d": high_days,
             "account_count_1h": sum(at // HOUR_MS == hour for at, _ in who.hour_events),
             "account_count_1d": len(day_ago),
             "account_count_7d": len(week),
@@ -126,6 +131,30 @@ class SlowState:
             "account_fraud_count_30d": sum(last - 30 < at // DAY_MS <= last for at in who.frauds),
         }
 
+    def _high(self, who: Entity, day: int) -> tuple[float, int]:
+        """Highest payment over the usual amount, and high days, from each day's sums as they are held."""
+        days: dict[int, tuple[int, float, float]] = {}
+        for at, x in who.events:
+            if day - 30 < at // DAY_MS:
+                count, total, square = days.get(at // DAY_MS, (0, 0.0, 0.0))
+                total = float(np.float32(round((total + x) * 10_000) / 10_000))
+                days[at // DAY_MS] = count + 1, total, float(np.float32(square + x * x))
+        if not days:
+            return 1.0, 0
+        count = sum(each[0] for each in days.values())
+        # In the order of the ring's slots, so that sums are the same to the last bit.
+        total = sum(days[each][1] for each in sorted(days, key=lambda each: each % 30))
+        usual = max(total / count, 0.01)
+        for _ in range(2):
+            over = sum(max(days[each][1] - 2.5 * usual * days[each][0], 0) for each in days)
+            usual = max((total - over) / count, 0.01)
+        highest = {
+            each: s / n + sqrt((n - 1) * max(q / n - (s / n) * (s / n), 0))
+            for each, (n, s, q) in days.items()
+        }
+        high_days = sum(day - 7 < each and most > 2.5 * usual for each, most in highest.items())
+        return min(max(highest.values()) / usual, 1000), high_days
+
     def _of_terminal(self, where: Entity) -> dict[str, float]:
         hour, oldest = where.newest_hour, self._oldest_day() * DAY_MS
         last = hour // 24 - self.spec.label_delay_days - 1
@@ -139,6 +168,10 @@ class SlowState:
             fraud = sum(last - days < at // DAY_MS <= last and at >= oldest for at in where.frauds)
             features[f"terminal_count_{days}d"] = count
             features[f"terminal_risk_{days}d"] = min(fraud, count) / count if count else 0
+        early = sum(last < at // DAY_MS for at in where.frauds)
+        count = sum(last < at // DAY_MS for at, _ in where.events)
+        features["terminal_fraud_early"] = early
+        features["terminal_risk_early"] = min(early, count) / count if count else 0
         known = [at // DAY_MS for at in where.frauds if last - 30 < at // DAY_MS <= last and at >= oldest]
         never = self.spec.label_delay_days + 31
         features["terminal_fraud_first_days"] = hour // 24 - min(known) if known else never

@@ -1,10 +1,12 @@
 """The Java peer is handed the shipped model's own tables; where it cannot be built, one line says so."""
 
+import re
+
 import numpy as np
 import onnxruntime
 import pytest
 
-from bench.peers.kafka_streams import build, settings, tables
+from bench.peers.kafka_streams import build, check, settings, tables
 from services.training.additive import Table
 from weir.features.spec import FEATURES
 
@@ -40,6 +42,15 @@ def test_the_peer_is_told_every_rule_that_acts_on_a_scored_payment():
     assert {rule["id"] for rule in told["policy"]["rules"]} >= {"burst_of_payments", "card_testing"}
     assert all("degraded" not in rule["id"] for rule in told["policy"]["rules"])
     assert len(told["reasons"]) == 2 * len(FEATURES)
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "count"),
+    [("Model.java", "FEATURES", len(FEATURES)), ("Peer.java", "KNOWN", check.TERMINALS_FROM)],
+)
+def test_the_peer_has_every_feature_and_carries_all_of_the_account_to_the_terminal(file, name, count):
+    source = (build.HERE / "java" / "peer" / file).read_text("utf-8")
+    assert re.findall(rf"static final int {name} = (\d+);", source) == [str(count)]
 
 
 def test_without_a_compiler_the_bench_says_so_in_one_line(monkeypatch, tmp_path):

@@ -7,6 +7,7 @@ from bench.compress import rows_of
 from bench.reasons import FLOOR, alone, booster, session, ways
 from infra.local import layout
 from services.training.imported import from_onnx
+from weir.features.payments import FEATURES
 
 PROTO = onnx.load(layout.MODEL_SOURCES / "risk" / "1" / "model.onnx")
 
@@ -24,8 +25,8 @@ def test_each_way_does_its_work():
     x = rows_of(model, 400, 3)
     timed = ways(PROTO, x[:16], booster(x, model.probability(x)))
     assert timed[FLOOR]()[0].shape == (16, 1)
-    assert [each.shape for each in timed["with reasons"]()] == [(16, 1), (16, 1), (16, 31)]
-    assert timed["TreeSHAP of a free booster"]().shape == (16, 32)
+    assert [each.shape for each in timed["with reasons"]()] == [(16, 1), (16, 1), (16, len(FEATURES))]
+    assert timed["TreeSHAP of a free booster"]().shape == (16, len(FEATURES) + 1)
     index, _ = timed["strongest four"]()
     assert (index[:, 0] >= 0).all()
     assert timed["written with reasons"]().length.sum() > timed["written without"]().length.sum()

@@ -13,6 +13,7 @@ from services.training.stages import StageLog
 from tests.support.stages import repository_of, signers, step
 from tests.unit.test_champion import Answers
 from weir.errors import MissingPart
+from weir.features.payments import FEATURES
 from weir.inference.stages import Stage
 from weir.obs.metrics import Metrics
 
@@ -20,7 +21,7 @@ ROWS = 400
 ACCOUNTS = np.random.default_rng(5).integers(0, 2**64, ROWS, np.uint64)
 POLICY = SimpleNamespace(thresholds=SimpleNamespace(review_at=0.05, decline_at=0.6))
 READ = SimpleNamespace(
-    features=np.zeros((ROWS, 31), np.float32),
+    features=np.zeros((ROWS, len(FEATURES)), np.float32),
     payments=SimpleNamespace(account=ACCOUNTS),
     in_force=SimpleNamespace(policy=POLICY),
 )

@@ -12,6 +12,7 @@ from services.risk.settings import RiskSettings
 from services.training.stages import StageLog
 from tests.support.stages import repository_of, signers, step
 from weir.errors import ConfigError, MissingPart
+from weir.features.payments import FEATURES
 from weir.inference.errors import ModelUnavailable
 from weir.inference.stages import Stage
 from weir.obs.metrics import Metrics
@@ -46,7 +47,7 @@ class Answers:
 class Read:
     """The part of a batch that scoring looks at."""
 
-    features = np.zeros((4, 31), np.float32)
+    features = np.zeros((4, len(FEATURES)), np.float32)
 
 
 class Bench:

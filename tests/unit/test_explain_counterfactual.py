@@ -10,11 +10,15 @@ from services.training.additive import AdditiveModel, Calibration, Table
 from services.training.errors import TrainingError
 from services.training.explain.counterfactual import Search
 from services.training.explain.moves import SHIPPED, Moves, Quantiles
-from weir.features.payments import FEATURES
+from tests.support.slow_features import DAY_MS, HOUR_MS
+from tests.support.states import START_MS, payments
+from weir.features.payments import FEATURES, PaymentState
 
 AT = {name: index for index, name in enumerate(FEATURES)}
 COUNTS = ("account_count_1h", "account_count_1d", "account_count_7d", "account_count_30d")
 CHANNELS = ("channel_pos", "channel_ecom", "channel_atm", "channel_transfer")
+# How long ago the last payment was is known at least, and an age is held: it is a lever of its own.
+BEFORE = ("account_idle_log_s", "account_age_days")
 # With pairs whose sides follow from one lever, from two, and from none.
 TABLES = (
     ("amount",),
@@ -30,6 +34,8 @@ TABLES = (
     ("account_idle_log_s",),
     ("account_age_days", "amount"),
     ("terminal_risk_7d",),
+    ("account_highest_ratio_30d",),
+    ("account_high_days_7d", "hour_of_day"),
 )
 EDGES = {
     "amount": (0.5, 1.104, 2.2),
@@ -44,6 +50,8 @@ EDGES = {
     "account_amount_mean_7d": (0.5, 1.5),
     "account_idle_log_s": (9.0, 10.5, 12.0),
     "account_age_days": (29.26, 29.7),
+    "account_highest_ratio_30d": (2.0,),
+    "account_high_days_7d": (0.5, 1.5),
 }
 
 
@@ -55,6 +63,7 @@ def payment(**values: float) -> np.ndarray:
         "account_amount_mean_1d": 2.0, "account_amount_mean_7d": 2.0, "account_amount_mean_30d": 2.0,
         "account_amount_ratio_30d": 1.5, "account_amount_zscore_30d": 0.8,
         "account_idle_log_s": np.log1p(1800.0), "account_age_days": 29.0,
+        "account_highest_ratio_30d": 4.0, "account_high_days_7d": 2,
         "terminal_fraud_first_days": 38, "terminal_fraud_last_days": 38,
     }  # fmt: skip
     row = np.zeros(len(FEATURES), np.float32)
@@ -142,8 +151,10 @@ class Brute:
             if out[name] == 0 < before:
                 out[name.replace("_count_", "_amount_mean_")] = 0
                 out["account_idle_log_s"] = max(out["account_idle_log_s"], np.log1p(hours * 3600))
+        out["account_high_days_7d"] = min(out["account_high_days_7d"], out["account_count_7d"])
         if out["account_count_30d"] == 0:
             out["account_amount_ratio_30d"], out["account_amount_zscore_30d"] = 1, 0
+            out["account_highest_ratio_30d"] = 1
         else:
             out["account_amount_ratio_30d"] = out["amount"] / 2
             out["account_amount_zscore_30d"] = (out["amount"] - 2) / 1.25
@@ -183,7 +194,7 @@ def test_one_and_two_levers_are_as_near_as_brute_force_over_every_value_finds():
     for seed in range(8):
         model = random_model(seed)
         now = float(model.probability(row[None])[0])
-        for share in (0.3, 0.1, 0.03):
+        for share in (0.3, 0.03, 0.01):
             expected = brute.nearest(model, row, now * share)
             found = search(model, x).nearest(row, now * share, levers_max=2)
             told = found and (len(found.changes), pytest.approx(found.distance, abs=1e-9))
@@ -201,6 +212,7 @@ def test_what_follows_is_what_the_features_would_be():
         {"account_count_7d": 0.0},
         {"account_count_30d": 0.0, "amount": 0.5},
         {"account_count_1d": 1.0, "hour_of_day": 23.0},
+        {"account_count_7d": 1.0, "hour_of_day": 15.0, "amount": 2.0},
     ):
         changed = row.copy()
         for name, value in moved.items():
@@ -208,6 +220,67 @@ def test_what_follows_is_what_the_features_would_be():
         np.testing.assert_allclose(
             moves.settled(changed[None], row)[0], brute.after(row, moved), rtol=1e-6, err_msg=str(moved)
         )
+
+
+Past = tuple[tuple[int, float], ...]
+# Hours before the payment, and amounts; the last, a day ago, is far above the others.
+REGULAR: Past = (*((hours, 10.0 + hours % 7) for hours in range(120, 24, -20)), (24, 900.0))
+
+
+def observed(past: Past, amount: float = 40.0, *, ago: int = 0) -> np.ndarray:
+    """The features of a payment at nine, of an account with this past, all of it `ago` days earlier."""
+    now_ms = START_MS + 90 * DAY_MS + 9 * HOUR_MS
+    rows = [(1, 1, round(x * 10_000), now_ms - hours * HOUR_MS - ago * DAY_MS, 1) for hours, x in past]
+    rows.append((1, 2, round(amount * 10_000), now_ms, 1))
+    return PaymentState(accounts_max=10, terminals_max=10).observe(payments(rows))[-1]
+
+
+def settled(row: np.ndarray, **moved: float) -> np.ndarray:
+    out = row.copy()
+    for name, value in moved.items():
+        out[AT[name]] = value
+    return Moves.load().settled(out[None], row)[0]
+
+
+@pytest.mark.parametrize("past", [REGULAR, REGULAR[:1], ((400, 0.01), (30, 0.01)), ()])
+def test_a_lower_amount_is_told_as_the_features_of_that_payment_are(past):
+    """Of every feature, of accounts that are known, hardly known, pay next to nothing, or are new."""
+    row = observed(past)
+    for amount in (39.99, 14.0, 9.99, 0.01):
+        # A score tells the spread in 32 bits, and it is divided by that again.
+        np.testing.assert_allclose(settled(row, amount=amount), observed(past, amount), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("window", "ago"), [("7d", 8), ("30d", 31)])
+def test_an_account_whose_window_is_emptied_is_told_as_one_that_paid_before_it(window, ago):
+    """Its last payment, a high one, leaves the window with the others."""
+    row, expected = observed(REGULAR), observed(REGULAR, ago=ago)
+    assert row[AT["account_highest_ratio_30d"]] > 10
+    assert row[AT["account_high_days_7d"]] == 1
+    told = settled(row, **{f"account_count_{window}": 0})
+    names = [name for name in FEATURES if name.startswith(("amount", "account_")) and name not in BEFORE]
+    for name in names:
+        assert told[AT[name]] == pytest.approx(expected[AT[name]], rel=1e-5, abs=1e-6), name
+
+
+def test_a_week_has_no_more_high_days_than_payments():
+    """Counts of 12, 9 and 6 high days: the fourth payment is the first that leaves too many."""
+    edges = (np.array([3.5, np.inf], np.float32),)
+    table = Table((AT["account_high_days_7d"],), edges, (np.array([-3.0, 3.0, 0.0]),))
+    row = payment(account_count_7d=9, account_count_30d=12, account_high_days_7d=6)
+    found = search(AdditiveModel(FEATURES, (table,), 0.0)).nearest(row, 0.5)
+    assert found is not None
+    assert [found.row[AT[name]] for name in ("account_count_7d", "account_high_days_7d")] == [3, 3]
+    assert [change.lever.name for change in found.changes] == ["account_count_7d"]
+    assert settled(row, account_count_7d=8)[AT["account_high_days_7d"]] == 6
+
+
+def test_a_first_payment_is_as_usual_whatever_its_amount_and_hour():
+    row = observed(())
+    for moved in ({"amount": 0.01}, {"hour_of_day": 23}, {"amount": 1, "hour_of_day": 20}):
+        told = settled(row, **moved)
+        assert [told[AT[name]] for name in ("account_highest_ratio_30d", "account_high_days_7d")] == [1, 0]
+        assert told[AT["account_amount_ratio_30d"]] == 1
 
 
 def test_windows_stay_nested_and_only_levers_and_what_follows_move():

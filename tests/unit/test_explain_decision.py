@@ -371,7 +371,7 @@ def test_too_few_days_to_train_on_still_explain_a_decision(tmp_path, home):
 def test_rounded_parts_add_up_and_none_is_off_by_more_than_a_unit():
     random = np.random.default_rng(2)
     for _ in range(50):
-        parts = random.normal(size=31)
+        parts = random.normal(size=len(FEATURES))
         total = round(float(parts.sum()) * 10_000)
         whole = rounded_to_sum(list(parts), total, 4)
         assert sum(whole) == total

@@ -96,6 +96,50 @@ def test_a_label_acts_from_the_day_after_its_delay_whenever_it_came() -> None:
         assert risks == [0, 0, 0, 0, 0, 0, 0, 1.0, 0.5]
 
 
+def test_what_is_reported_within_the_delay_is_told_apart_until_the_delay_is_over() -> None:
+    """A fraud of day 0, reported on day 2: early from then to day 7, in the windows from day 8 on."""
+    state = state_of()
+    state.observe(payments([(1, 9, 10_000, START_MS, 0)]))
+    told = []
+    for day in range(1, 10):
+        if day == 2:
+            state.learn(labels([(1, 9, START_MS, START_MS + 2 * DAY_MS, True)]))
+        told.append(state.observe(payments([(2, 9, 10_000, START_MS + day * DAY_MS, 0)])))
+    features = np.concatenate(told)
+    assert column(features, "terminal_fraud_early") == [0, 1, 1, 1, 1, 1, 1, 0, 0]
+    shares = [0, 1 / 2, 1 / 3, 1 / 4, 1 / 5, 1 / 6, 1 / 7, 0, 0]
+    assert column(features, "terminal_risk_early") == pytest.approx(shares)
+    assert column(features, "terminal_risk_1d") == [0, 0, 0, 0, 0, 0, 0, 1, 0]
+
+
+def test_a_high_payment_is_seen_while_it_is_in_the_window_and_hardly_becomes_usual() -> None:
+    """An account that pays 10.00 each day, and on day 20 100.00 too, among three payments of that day."""
+    state = state_of()
+    paid = [(day, 10.0) for day in range(20)] + [(20, 10.0), (20, 100.0), (20, 10.0)]
+    paid += [(day, 10.0) for day in (21, 26, 27, 49, 50)]
+    features = state.observe(
+        payments([(1, 1, round(10_000 * x), START_MS + day * DAY_MS, 0) for day, x in paid])
+    )[-7:]
+    # Before the high one, on its day, one and six days after it, seven, and at the two ends of 30 days.
+    assert column(features, "account_high_days_7d") == [0, 1, 1, 1, 0, 0, 0]
+    highest = column(features, "account_highest_ratio_30d")
+    assert highest[0] == highest[-1] == pytest.approx(1)
+    assert all(7 < each < 10 for each in highest[1:5])
+    assert highest[5] > 2.5
+
+
+def test_many_high_payments_do_not_hide_each_other() -> None:
+    """Three days of ten times the usual amount double the plain mean, and lift the usual one by a third."""
+    state = state_of()
+    paid = [(day, 10.0) for day in range(25)] + [(day, 100.0) for day in (25, 26, 27)] + [(28, 10.0)]
+    features = state.observe(
+        payments([(1, 1, round(10_000 * x), START_MS + day * DAY_MS, 0) for day, x in paid])
+    )[-1:]
+    assert column(features, "account_amount_mean_30d")[0] == pytest.approx(550 / 28)
+    assert column(features, "account_highest_ratio_30d")[0] > 7
+    assert column(features, "account_high_days_7d") == [3]
+
+
 def test_an_honest_label_changes_nothing() -> None:
     state, other = state_of(), state_of()
     for each in (state, other):

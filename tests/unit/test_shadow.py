@@ -16,11 +16,14 @@ from services.training.stages import StageLog
 from tests.support.stages import repository_of, signers, step
 from tests.unit.test_champion import Answers
 from weir.errors import MissingPart
+from weir.features.payments import FEATURES
 from weir.inference.stages import Stage
 from weir.obs.metrics import Metrics
 
 POLICY = SimpleNamespace(thresholds=SimpleNamespace(review_at=0.05, decline_at=0.6))
-READ = SimpleNamespace(features=np.zeros((4, 31), np.float32), in_force=SimpleNamespace(policy=POLICY))
+READ = SimpleNamespace(
+    features=np.zeros((4, len(FEATURES)), np.float32), in_force=SimpleNamespace(policy=POLICY)
+)
 
 
 class Stand:
@@ -85,7 +88,7 @@ async def test_what_the_thresholds_would_do_otherwise_is_counted(stand):
     await stand.shadow.look()
     model = stand.scoring.model
     high = np.full((4, 1), 0.7, np.float32)
-    scores = Scores(high, high, np.zeros((4, 31), np.float32), model.base_logit, model.ref)
+    scores = Scores(high, high, np.zeros((4, len(FEATURES)), np.float32), model.base_logit, model.ref)
     stand.shadow.show(READ, scores)
     await stand.compare()
     assert stand.count("weir_shadow_outcomes_total", champion="decline", shadow="approve") == 4

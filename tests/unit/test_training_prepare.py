@@ -270,6 +270,6 @@ def test_the_commands_say_what_they_found(tmp_path, bank):
     html = tmp_path / "p.html"
     assert run(app, ["profile", str(folder), "--out", str(html), "--language", "zh"]).exit_code == 0
     assert "<svg" in html.read_text()
-    assert "None of 31 features" in run(app, ["leaks", str(bank)]).stdout
+    assert f"None of {len(FEATURES)} features" in run(app, ["leaks", str(bank)]).stdout
     split = json.loads(run(app, ["split", str(bank), "--json"]).stdout)
     assert [row["window"] for row in split["windows"]] == ["train", "validation", "test"]

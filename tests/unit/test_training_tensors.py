@@ -85,7 +85,7 @@ def test_int8_shares_are_stored_as_such_and_move_no_share_by_more_than_half_a_st
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_each_configuration_is_one_that_triton_reads(backend):
-    found = text_format.Parse(gpu_config("risk", 31, backend), model_config_pb2.ModelConfig())
+    found = text_format.Parse(gpu_config("risk", len(FEATURES), backend), model_config_pb2.ModelConfig())
     assert found.backend == ("tensorrt" if backend == "tensorrt" else "onnxruntime")
     assert found.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
     assert [tensor.name for tensor in found.output] == ["logit", "probability", "contributions"]
@@ -104,7 +104,7 @@ def test_the_command_writes_a_repository_and_says_what_was_not_tried(tmp_path):
     words = ("models", "export", "1", "--repository", layout.MODEL_SOURCES, "--out", tmp_path)
     told = call(*words, "--backend", "tensorrt", "--bits", "8")
     assert "not run on a GPU" in told
-    assert plan_command(31) in told
+    assert plan_command(len(FEATURES)) in told
     made = ModelRepository(tmp_path).verify("risk", "1", features=FEATURES)
     assert made.about["trained"]["exported"]["bits"] == 8
     assert made.about["trained"]["exported"]["from"] != made.about["sha256"]

@@ -31,6 +31,11 @@ from weir.state.table import find, insert
 from weir.state.undo import GENERATION, ROWS
 
 _IDLE_MAX_S = float(DAYS * 86_400)
+_RATIO_MAX = 1000.0
+_AMOUNT_LEAST = 0.01
+# A payment is high above so many times the usual amount, and a day counts with no more than that a payment.
+_HIGH_TIMES = 2.5
+_HIGH_DAYS = 7
 
 
 @part
@@ -85,7 +90,7 @@ def _roll(i32, f32, u16, u8, row, newest, hour, ring):
 
 @part
 def account_features(i64, i32, f32, u16, u8, row, x, event_ms, delay, out):
-    """Features 9 to 20 of one event, from what the account did before it."""
+    """Features 9 to 22 of one event, from what the account did before it."""
     hour = np.int64(i32[row, A_HOUR_I32])
     day = hour // HOURS
     count_1d = np.int64(0)
@@ -121,7 +126,7 @@ def account_features(i64, i32, f32, u16, u8, row, x, event_ms, delay, out):
         deviation = np.sqrt(max(square_30d / count_30d - mean_30d * mean_30d, 0.0))
         # The floor keeps a subscriber's equal amounts from making any other amount extreme.
         deviation = max(deviation, 0.1 * mean_30d, 1.0)
-        out[16] = min(x / max(mean_30d, 0.01), 1000.0)
+        out[16] = min(x / max(mean_30d, _AMOUNT_LEAST), _RATIO_MAX)
         out[17] = min(max((x - mean_30d) / deviation, -100.0), 100.0)
     out[15] = mean_30d
     idle_s = _IDLE_MAX_S
@@ -138,6 +143,67 @@ def account_features(i64, i32, f32, u16, u8, row, x, event_ms, delay, out):
         known_frauds += u8[row, A_FRAUD_U8 + at]
         at = (at + ring - 1) % ring
     out[20] = known_frauds
+    out[21] = 1.0
+    out[22] = 0.0
+    if count_30d > 0:
+        out[21], out[22] = _high(f32, u16, row, day, _usual(f32, u16, row, count_30d, sum_30d))
+
+
+@part
+def _usual(f32, u16, row, count, total):
+    """The mean of 30 days in which no day weighs with more than 2.5 times itself, found in two steps."""
+    usual = max(total / count, _AMOUNT_LEAST)
+    for _step in range(2):
+        limit = _HIGH_TIMES * usual
+        # Three sums at once, or each addition would wait for the one before it.
+        first = second = third = 0.0
+        for slot in range(0, DAYS, 3):
+            first += _above(f32, u16, row, slot, limit)
+            second += _above(f32, u16, row, slot + 1, limit)
+            third += _above(f32, u16, row, slot + 2, limit)
+        usual = max((total - (first + second + third)) / count, _AMOUNT_LEAST)
+    return usual
+
+
+@part
+def _above(f32, u16, row, slot, limit):
+    """What a day's sum has above `limit` a payment."""
+    return max(f32[row, A_DAY_SUM_F32 + slot] - limit * u16[row, A_DAY_COUNT_U16 + slot], 0.0)
+
+
+@part
+def _high(f32, u16, row, day, usual):
+    """The highest payment of 30 days over the usual amount; days of the last 7 with a high one."""
+    limit = _HIGH_TIMES * usual
+    highest = 0.0
+    high_days = 0
+    slot = day % DAYS
+    for back in range(DAYS):
+        total = np.float64(f32[row, A_DAY_SUM_F32 + slot])
+        # No payment is above its day's sum, so few days are looked into.
+        if total > highest or (back < _HIGH_DAYS and total > limit):
+            most = _highest_of_day(f32, u16, row, slot)
+            highest = max(highest, most)
+            if back < _HIGH_DAYS and most > limit:
+                high_days += 1
+        slot = slot - 1 if slot > 0 else DAYS - 1
+    return min(highest / usual, _RATIO_MAX), high_days
+
+
+@part
+def _highest_of_day(f32, u16, row, slot):
+    """What a day's count, sum and sum of squares allow for its highest payment.
+
+    Exact for one and two payments, and where all but one are equal. Source: Samuelson 1968, How deviant can
+    you be?
+    """
+    count = np.int64(u16[row, A_DAY_COUNT_U16 + slot])
+    total = np.float64(f32[row, A_DAY_SUM_F32 + slot])
+    if count <= 1:
+        return total
+    mean = total / count
+    spread = f32[row, A_DAY_SQUARE_F32 + slot] / count - mean * mean
+    return mean + np.sqrt((count - 1) * max(spread, 0.0))
 
 
 @part

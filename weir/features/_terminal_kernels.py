@@ -92,12 +92,12 @@ def _empty_before(u32, u16, row, newest, floor, ring):
 
 @part
 def terminal_features(i32, u32, u16, row, delay, out):
-    """Features 21 to 30 of one event, from what the terminal did before it."""
+    """Features 23 to 34 of one event, from what the terminal did before it."""
     hour = np.int64(i32[row, T_HOUR_I32])
     count_now = np.int64(0)
     for slot in range(HOURS):
         count_now += u32[row, T_HOUR_COUNT_U32 + slot]
-    out[21] = count_now
+    out[23] = count_now
     ring = delay + DAYS + 1
     fraud_at = 2 * (T_DAY_COUNT_U32 + ring)
     slot = (hour // HOURS - delay + ring - 1) % ring
@@ -116,12 +116,21 @@ def terminal_features(i32, u32, u16, row, delay, out):
         slot = slot - 1 if slot > 0 else ring - 1
         if back == 1 or back == 7 or back == DAYS:
             window = 0 if back == 1 else (1 if back == 7 else 2)
-            out[22 + window] = count
+            out[24 + window] = count
             # Labels may repeat (a customer, then a chargeback), so a share is held to 1.
-            out[25 + window] = min(fraud, count) / count if count > 0 else 0.0
-    out[28] = first
-    out[29] = last
-    out[30] = since
+            out[27 + window] = min(fraud, count) / count if count > 0 else 0.0
+    out[30] = first
+    out[31] = last
+    out[32] = since
+    # The days that the windows leave out, since not all of their labels have come.
+    slot = hour // HOURS % ring
+    count = fraud = np.int64(0)
+    for _back in range(delay + 1):
+        count += u32[row, T_DAY_COUNT_U32 + slot]
+        fraud += u16[row, fraud_at + slot]
+        slot = slot - 1 if slot > 0 else ring - 1
+    out[33] = fraud
+    out[34] = min(fraud, count) / count if count > 0 else 0.0
 
 
 @part

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 
 # Raise it whenever a feature's value changes for the same events: a model says which it was trained on.
-CODE_VERSION = 3
+CODE_VERSION = 4
 
 FEATURES: tuple[str, ...] = (
     "amount",
@@ -30,6 +30,8 @@ FEATURES: tuple[str, ...] = (
     "account_idle_log_s",
     "account_age_days",
     "account_fraud_count_30d",
+    "account_highest_ratio_30d",
+    "account_high_days_7d",
     "terminal_count_now_1d",
     "terminal_count_1d",
     "terminal_count_7d",
@@ -40,6 +42,8 @@ FEATURES: tuple[str, ...] = (
     "terminal_fraud_first_days",
     "terminal_fraud_last_days",
     "terminal_risk_since_fraud",
+    "terminal_fraud_early",
+    "terminal_risk_early",
 )
 
 # The channels in the order of `schemas/transaction.avsc`; a channel code is an index into it.

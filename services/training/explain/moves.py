@@ -170,6 +170,10 @@ class Moves:
             own = out[:, at[name]].copy()
             out[:, at[name]] = np.where(fewer & (longer < own), longer, own)
             longer = np.fmin(own, longer)
+        week, high = at["account_count_7d"], at["account_high_days_7d"]
+        # A day with a high payment has a payment.
+        fewer_days = (out[:, week] < was[:, week]) & (out[:, week] < out[:, high])
+        out[fewer_days, high] = out[fewer_days, week]
         for window, least_s in _EMPTY_IDLE_S.items():
             count = at[f"account_count_{window}"]
             emptied = (out[:, count] == 0) & (was[:, count] > 0)
@@ -196,17 +200,19 @@ class Moves:
         out[known, at["account_age_days"]] = np.maximum(out[known, at["account_age_days"]], age)
 
     def _amounts(self, out: Floats32, was: Floats32) -> None:
-        """What the amount is, alone and against the account's mean."""
+        """What the amount is, alone and against the account's mean; and what no mean leaves to be told."""
         at = self._at
         amount, mean = (out[:, at[name]].astype(np.float64) for name in ("amount", "account_amount_mean_30d"))
         other = (out[:, at["amount"]] != was[:, at["amount"]]) & ~np.isnan(was[:, at["amount"]])
         out[other, at["amount_log"]] = np.log1p(np.maximum(amount[other], 0))
         empty = out[:, at["account_count_30d"]] == 0
-        touched = other | (empty & (was[:, at["account_count_30d"]] > 0))
+        emptied = empty & (was[:, at["account_count_30d"]] > 0)
+        touched = other | emptied
         ratio = np.where(empty, 1.0, np.minimum(amount / np.maximum(mean, 0.01), 1000))
         score = np.where(empty, 0.0, np.clip((amount - mean) / self._deviation(was), -100, 100))
         out[touched, at["account_amount_ratio_30d"]] = ratio[touched]
         out[touched, at["account_amount_zscore_30d"]] = score[touched]
+        out[emptied, at["account_highest_ratio_30d"]] = 1
 
     def _deviation(self, was: Floats32) -> Floats:
         """(m,) spread of each account's amounts; from the score where that tells it, else its least."""
@@ -225,7 +231,7 @@ class Moves:
         if name == "hour_of_day":
             return np.arange(24.0)
         if name in _COUNTS:
-            return np.concatenate([edges_of(model, at[each]) for each in _COUNTS])
+            return np.concatenate([edges_of(model, at[each]) for each in (*_COUNTS, "account_high_days_7d")])
         own = edges_of(model, at[name])
         if name != "amount":
             return own

@@ -107,7 +107,13 @@ def federate_risk(
     if out is not None:  # the comparison may take longer than the federation, and may be broken off
         out.write_text(json.dumps(made), encoding="utf-8")
     if outcome.rounds and trial:
-        recipe = Recipe(seed=seed, bags=settings.bags, threads=settings.threads, pairs_max=settings.pairs_max)
+        recipe = Recipe(
+            seed=seed,
+            bags=settings.bags,
+            threads=settings.threads,
+            pairs_max=settings.pairs_max,
+            prune=settings.prune,
+        )
         made["comparison"] = trial.compare(
             outcome.model,
             recipe,

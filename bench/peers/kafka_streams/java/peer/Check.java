@@ -17,7 +17,7 @@ import org.apache.avro.util.Utf8;
 /**
  * The decisions on payments from a file, without Kafka, so that the bench can hold them against Weir's own.
  *
- * <p>In: length (int, big endian) and bytes of each framed payment. Out, for each: 31 features, 31
+ * <p>In: length (int, big endian) and bytes of each framed payment. Out, for each: 35 features, 35
  * contributions (floats, big endian), then key, value and header, each with its length before it.
  */
 public final class Check {

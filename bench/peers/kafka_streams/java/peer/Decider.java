@@ -36,6 +36,8 @@ final class Decider {
     private final int nightStart;
     private final int nightEnd;
     private final TerminalWindow terminals;
+    private final int ringDays;
+    private long newestDay; // of all payments so far
     private long amount; // 1/10000 of the home currency
     private long nowMs;
     private long begunNs;
@@ -65,7 +67,9 @@ final class Decider {
         utcOffsetMs = config.get("utc_offset_ms").asLong();
         nightStart = config.get("night_start_hour").asInt();
         nightEnd = config.get("night_end_hour").asInt();
-        terminals = new TerminalWindow(config.get("label_delay_days").asInt());
+        int delayDays = config.get("label_delay_days").asInt();
+        terminals = new TerminalWindow(delayDays);
+        ringDays = delayDays + AccountWindow.DAYS + 1;
     }
 
     private static byte[] bytes(JsonNode config, String name) {
@@ -110,7 +114,7 @@ final class Decider {
         return Arrays.copyOf(payment.terminalId.getBytes(), payment.terminalId.getByteLength());
     }
 
-    /** Features 21 to 24 from what the terminal saw before; then the payment has entered. */
+    /** Features 23 to 31 from what the terminal saw before; then the payment has entered. */
     void observeTerminal(Rows rows) {
         long hour = payment.eventMs / AccountWindow.HOUR_MS;
         byte[] terminal = terminal();
@@ -125,14 +129,15 @@ final class Decider {
         rows.put(terminal, row);
     }
 
-    /** Features 0 to 19 from the payment and what its account did before; then the payment has entered. */
+    /** Features 0 to 22 from the payment and what its account did before; then the payment has entered. */
     void observeAccount(Rows rows) {
         double x = amount / 10_000.0;
         long eventMs = payment.eventMs;
         long hour = eventMs / AccountWindow.HOUR_MS;
         byte[] account = Arrays.copyOf(payment.accountId.getBytes(), payment.accountId.getByteLength());
         byte[] row = rows.get(account);
-        if (row == null) {
+        newestDay = Math.max(newestDay, hour / AccountWindow.HOURS);
+        if (row == null || AccountWindow.isForgotten(row, newestDay, ringDays)) {
             row = AccountWindow.create(hour);
         } else {
             AccountWindow.roll(row, hour);

@@ -11,7 +11,7 @@ import java.util.TreeSet;
  * those of a pair are reached through the cell that each feature's bin lies in.
  */
 final class Model {
-    static final int FEATURES = 31;
+    static final int FEATURES = 35;
 
     final String name;
     final String version;

@@ -192,7 +192,7 @@ public final class Peer {
 
     /** Of the topic between: origin (partition, offset), the features so far, then the payment as it came. */
     private static final class ByAccount extends Deciding<byte[]> {
-        static final int KNOWN = 20;
+        static final int KNOWN = 23;
         static final int PREFIX_BYTES = Integer.BYTES + Long.BYTES + KNOWN * Float.BYTES;
 
         ByAccount(JsonNode config) {

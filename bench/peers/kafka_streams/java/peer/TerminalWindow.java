@@ -6,7 +6,7 @@ import java.nio.ByteOrder;
 
 /**
  * How often a terminal was paid at, in one row of bytes: hours for today, days for the windows that end a
- * label's delay ago. As weir/features/_windows.py, without the days of known frauds.
+ * label's delay ago. As weir/features/_terminal_kernels.py, without the days of known frauds.
  *
  * <pre>newest hour i32 | hour count 24 u32 | day count (delay + 31) u32</pre>
  */
@@ -50,28 +50,28 @@ final class TerminalWindow {
         }
     }
 
-    /** Features 21 to 24; without labels the shares of fraud, 25 to 27 and 30, are 0, and 28 and 29 say never. */
+    /** Features 23 to 26, and 30 and 31, which say never: without labels all others of fraud are 0. */
     void features(byte[] row, float[] out) {
         long hour = (int) I32.get(row, 0);
         long now = 0;
         for (int slot = 0; slot < HOURS; slot++) {
             now += (int) I32.get(row, HOUR_COUNT + 4 * slot);
         }
-        out[21] = now;
+        out[23] = now;
         int slot = (int) ((hour / HOURS - delayDays + ringDays - 1) % ringDays);
         long count = 0;
         for (int back = 1; back <= DAYS; back++) {
             count += (int) I32.get(row, DAY_COUNT + 4 * slot);
             slot = slot > 0 ? slot - 1 : ringDays - 1;
             if (back == 1) {
-                out[22] = count;
+                out[24] = count;
             } else if (back == 7) {
-                out[23] = count;
+                out[25] = count;
             }
         }
-        out[24] = count;
-        out[28] = ringDays;
-        out[29] = ringDays;
+        out[26] = count;
+        out[30] = ringDays;
+        out[31] = ringDays;
     }
 
     /** Let a payment enter those of its buckets that the row still holds. */
