@@ -98,13 +98,14 @@ class Recipe:
     prune: float = 0.003
     # Rising functions of another feature: trees gain nothing from them, and reasons would be torn in two.
     left_out: tuple[str, ...] = ("amount_log",)
-    # More reported fraud does not speak for a payment, however few terminals were all fraud in training. Left
-    # free is the longest window: against the shorter ones it says that the fraud is over.
+    # More reported fraud never speaks for a payment, however few terminals were all fraud in training.
     rising: tuple[str, ...] = (
         "account_fraud_count_30d",
         "terminal_risk_1d",
         "terminal_risk_7d",
+        "terminal_risk_30d",
         "terminal_risk_since_fraud",
+        "terminal_fraud_early",
         "terminal_risk_early",
     )
 

@@ -2,6 +2,7 @@
 
 Neighbouring cells of a table are joined, the cheapest first, while the logit moves by less than a tolerance
 over the payments; a table that hardly moves anything goes altogether. What is left is as additive as before.
+Where a model rises with a feature it still does, but for what the tolerance moves in a table of two.
 
 Source: Ward 1963, Hierarchical grouping to optimize an objective function (joining what costs least first).
 """

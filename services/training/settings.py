@@ -23,7 +23,7 @@ class TrainingSettings(WeirSettings):
         0.003,
         ge=0,
         le=0.1,
-        description="logit units that joining a table's cells may move it by, root mean square; 0 for none",
+        description="logit units that joining cells may move each table by, root mean square; 0 for none",
     )
     honest_rows_max: int = Field(
         300_000, ge=1000, description="honest rows kept for fitting; each then weighs for those left out"

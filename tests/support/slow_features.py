@@ -149,7 +149,7 @@ class SlowState:
             over = sum(max(days[each][1] - 2.5 * usual * days[each][0], 0) for each in days)
             usual = max((total - over) / count, 0.01)
         highest = {
-            each: s / n + sqrt((n - 1) * max(q / n - (s / n) * (s / n), 0))
+            each: s / n + sqrt((n - 1) * max(q / n - (s / n) * (s / n) * (1 + n * 2**-23), 0))
             for each, (n, s, q) in days.items()
         }
         high_days = sum(day - 7 < each and most > 2.5 * usual for each, most in highest.items())

@@ -16,8 +16,9 @@ from services.simulator.parquet import write_history
 from services.simulator.settings import SimulatorSettings
 from services.training.data import read_events
 from services.training.errors import DataMissing, TrainingError
+from services.training.federate.aggregate import Parts
 from services.training.federate.cli import app
-from services.training.federate.local import start
+from services.training.federate.local import CellRows, cell_counts, pairs_of, start
 from services.training.federate.plan import Plan
 from services.training.federate.processes import environment, node_config, write_app
 from services.training.federate.rounds import Outcome
@@ -131,6 +132,33 @@ def test_the_app_for_machines_of_their_own_holds_the_agreed_days(tmp_path):
     assert "2026-03-25..2026-03-31" in said
     with pytest.raises(TrainingError, match="exists already"):
         call("app", tmp_path / "app", *words)
+
+
+@pytest.mark.parametrize("pairs", [3, 1000])
+def test_the_app_tells_the_size_of_what_a_bank_packs(pairs, tmp_path):
+    """1,000 pairs are more than the features have: a bank sends no more than there are."""
+    words = ("--first-day", "2026-01-01", "--last-day", "2026-03-31", "--result", tmp_path / "result")
+    said = call("app", tmp_path / "app", *words, "--pairs", pairs)
+    layout = Plan.layout()
+    every = pairs_of(layout)
+    wider, _ = layout.with_pairs(start(layout), every[:pairs])
+    row = CellRows(np.zeros((1, len(layout.features)), np.int16), np.ones(1, np.bool_), np.ones(1))
+    single, joined = (
+        Parts(1.0, start(each), cell_counts(row, each), gains).packed().nbytes / 1000
+        for each, gains in ((layout, np.zeros(len(every))), (wider, np.empty(0)))
+    )
+    assert f"up to {single:,.0f} kB, in a round of {len(wider.pairs)} pairs {joined:,.0f} kB" in said
+    for number, none in enumerate((("--rounds-pair", 0), ("--pairs", 0))):
+        assert "pairs" not in call("app", tmp_path / f"alone-{number}", *words, *none)
+
+
+def test_a_federation_has_its_own_number_of_pairs_whatever_training_alone_may_join(tmp_path, monkeypatch):
+    monkeypatch.setenv("WEIR_TRAINING_PAIRS_MAX", "64")
+    words = ("--first-day", "2026-01-01", "--last-day", "2026-03-31", "--result", tmp_path / "result")
+    for name, given, expected in (("usual", (), 16), ("more", ("--pairs", 30), 30)):
+        call("app", tmp_path / name, *words, *given)
+        written = tomllib.loads((tmp_path / name / "pyproject.toml").read_text())
+        assert Plan.from_json(written["tool"]["flwr"]["app"]["config"]["plan"]).pairs_max == expected
 
 
 def test_a_result_is_exported_and_what_is_none_is_refused(tmp_path):

@@ -140,6 +140,15 @@ def test_many_high_payments_do_not_hide_each_other() -> None:
     assert column(features, "account_high_days_7d") == [3]
 
 
+def test_a_company_with_ten_thousand_equal_payments_a_day_has_no_high_one() -> None:
+    """What rounding in 32 bits does to so many amounts is no spread."""
+    state = state_of()
+    same = [(1, 1, 12_999_900, START_MS + day * DAY_MS + at, 0) for day in range(2) for at in range(10_000)]
+    features = state.observe(payments(same))[-1:]
+    assert column(features, "account_highest_ratio_30d") == pytest.approx([1], abs=1e-3)
+    assert column(features, "account_high_days_7d") == [0]
+
+
 def test_an_honest_label_changes_nothing() -> None:
     state, other = state_of(), state_of()
     for each in (state, other):

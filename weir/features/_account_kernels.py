@@ -36,6 +36,8 @@ _AMOUNT_LEAST = 0.01
 # A payment is high above so many times the usual amount, and a day counts with no more than that a payment.
 _HIGH_TIMES = 2.5
 _HIGH_DAYS = 7
+# How far a sum in 32 bits may be off for each amount that was added, of itself.
+_ROUNDING = 2.0**-23
 
 
 @part
@@ -192,17 +194,17 @@ def _high(f32, u16, row, day, usual):
 
 @part
 def _highest_of_day(f32, u16, row, slot):
-    """What a day's count, sum and sum of squares allow for its highest payment.
+    """The most that a day's count, sum and sum of squares allow for its highest payment.
 
-    Exact for one and two payments, and where all but one are equal. Source: Samuelson 1968, How deviant can
-    you be?
+    Exact for one and two payments, and where all but one are equal; a spread that rounding alone could make
+    counts for none. Source: Samuelson 1968, How deviant can you be?
     """
     count = np.int64(u16[row, A_DAY_COUNT_U16 + slot])
     total = np.float64(f32[row, A_DAY_SUM_F32 + slot])
     if count <= 1:
         return total
     mean = total / count
-    spread = f32[row, A_DAY_SQUARE_F32 + slot] / count - mean * mean
+    spread = f32[row, A_DAY_SQUARE_F32 + slot] / count - mean * mean * (1.0 + count * _ROUNDING)
     return mean + np.sqrt((count - 1) * max(spread, 0.0))
 
 

@@ -65,7 +65,10 @@ class PaymentState:
         return observe(self.accounts, self.terminals, payments)
 
     def learn(self, labels: Labels) -> None:
-        """Count each label's fraud at its payment's day; it acts once that day is `label_delay_days` past."""
+        """Count each label's fraud at its payment's day.
+
+        It acts on what is told early at once, on all else when that day is `label_delay_days` past.
+        """
         self.accounts.learn(labels)
         self.terminals.learn(labels)
 

@@ -104,7 +104,8 @@ class Terminals:
     def learn(self, labels: Labels) -> int:
         """Count each known fraud at its payment's day; how many lay in a window that is still held.
 
-        It acts once that day is `label_delay_days` past. A label that comes before its payment makes the row.
+        It acts on what is told early at once, on all else when that day is `label_delay_days` past. One that
+        comes before its payment makes the row.
 
         Raises:
             StateFull: no row left for a new terminal; the labels before it are learnt.

@@ -5,8 +5,9 @@ import tempfile
 import time
 from datetime import UTC, datetime
 from enum import StrEnum
+from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -15,9 +16,14 @@ from services.training.errors import DataMissing, TrainingError
 from services.training.settings import TrainingSettings
 from weir.errors import ConfigError
 
+if TYPE_CHECKING:
+    from services.training.federate.plan import Plan
+
 app = typer.Typer(help="Train one risk model among several banks.", no_args_is_help=True)
 
 BANKS_MIN = 3
+# Fewer than [training] pairs_max: tables stay whole here, and 64 gained a little AUC, no average precision.
+PAIRS = 16
 
 AsJson = Annotated[bool, typer.Option("--json", help="For programs: one JSON object.")]
 
@@ -32,6 +38,9 @@ class Aggregation(StrEnum):
 Rounds = Annotated[int, typer.Option(min=1, max=100, help="Of single features.")]
 RoundsPair = Annotated[
     int, typer.Option(min=0, max=100, help="After them, of pairs of features; 0 for none.")
+]
+Pairs = Annotated[
+    int, typer.Option(min=0, max=1000, help="How many at most; each makes updates and the graph larger.")
 ]
 Kind = Annotated[
     Aggregation, typer.Option(help="secure: sums only are seen. robust: outliers are found and left out.")
@@ -51,9 +60,8 @@ def federate_risk(
         list[str], typer.Option("--bank", help="NAME=DIR, once for each of three banks or more.")
     ],
     rounds: Annotated[int, typer.Option(min=1, max=100, help="Of single features.")] = 8,
-    rounds_pair: Annotated[
-        int, typer.Option(min=0, max=100, help="After them, of pairs of features; 0 for none.")
-    ] = 4,
+    rounds_pair: RoundsPair = 4,
+    pairs: Pairs = PAIRS,
     aggregation: Annotated[
         Aggregation, typer.Option(help="secure: sums only are seen. robust: outliers are found and left out.")
     ] = Aggregation.SECURE,
@@ -87,12 +95,13 @@ def federate_risk(
         trial.pooled.split if trial else agreed_days(folders, **days),
         rounds=rounds,
         rounds_pair=rounds_pair,
-        pairs_max=settings.pairs_max,
+        pairs_max=pairs,
         aggregation=aggregation.value,
         banks_min=banks_min,
         seed=seed,
         honest_max=settings.honest_rows_max,
     )
+    say(_update_sizes(plan))
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="weir-federate-") as scratch:
         outcome = run_here(folders, plan, Path(scratch), patience_s=patience, say=say)
@@ -165,6 +174,7 @@ def app_(
     banks: Annotated[int, typer.Option(min=BANKS_MIN)] = BANKS_MIN,
     rounds: Rounds = 8,
     rounds_pair: RoundsPair = 4,
+    pairs: Pairs = PAIRS,
     aggregation: Kind = Aggregation.SECURE,
     banks_min: BanksMin = 2,
     patience: Patience = 600,
@@ -187,12 +197,13 @@ def app_(
         test_days=settings.test_days,
     )
     plan = Plan(
-        split, rounds, rounds_pair, settings.pairs_max, aggregation.value, banks_min, seed,
+        split, rounds, rounds_pair, pairs, aggregation.value, banks_min, seed,
         honest_max=settings.honest_rows_max, threads=settings.threads,
     )  # fmt: skip
     write_app(folder, plan, banks=banks, out=result.resolve(), patience_s=patience)
     for name, window in split.as_dict().items():
         typer.echo(f"{name:<11} {window}")
+    typer.echo(_update_sizes(plan))
     typer.echo(f"{folder}: run it with `flwr run {folder} NAME`, NAME a SuperLink of Flower's config.toml.")
 
 
@@ -231,6 +242,21 @@ def _banks(given: list[str]) -> dict[str, Path]:
             "`weir federate split` makes some for a trial."
         )
     return found
+
+
+def _update_sizes(plan: "Plan") -> str:
+    """What a bank's update of a round takes at most, beside a few kB of keys: a line for a person."""
+    from services.training.federate.aggregate import packed_size
+    from services.training.federate.layout import Layout
+
+    layout = plan.layout()
+    with_pairs = bool(plan.rounds_pair and plan.pairs_max)
+    line = f"an update takes up to {8 * packed_size(layout, with_pairs) / 1000:,.0f} kB"
+    if not with_pairs:
+        return line
+    pairs = tuple(combinations(range(len(layout.features)), 2))[: plan.pairs_max]
+    wider = 8 * packed_size(Layout(layout.features, layout.spec, pairs), False) / 1000
+    return f"{line}, in a round of {len(pairs)} pairs {wider:,.0f} kB"
 
 
 def _lines(made: dict[str, Any]) -> list[str]:

@@ -26,6 +26,8 @@ final class AccountWindow {
     // A payment is high above so many times the usual amount; no day counts with more than that a payment.
     private static final double HIGH_TIMES = 2.5;
     private static final int HIGH_DAYS = 7;
+    // How far a sum in 32 bits may be off for each amount that was added, of itself.
+    private static final double ROUNDING = 0x1.0p-23;
 
     private static final int NEWEST_MS = 0;
     private static final int NEWEST_HOUR = 8;
@@ -203,7 +205,7 @@ final class AccountWindow {
             return total;
         }
         double mean = total / count;
-        double spread = held(row, DAY_SQUARE + 4 * slot) / count - mean * mean;
+        double spread = held(row, DAY_SQUARE + 4 * slot) / count - mean * mean * (1.0 + count * ROUNDING);
         return mean + Math.sqrt((count - 1) * Math.max(spread, 0.0));
     }
 

@@ -114,7 +114,7 @@ final class Decider {
         return Arrays.copyOf(payment.terminalId.getBytes(), payment.terminalId.getByteLength());
     }
 
-    /** Features 23 to 31 from what the terminal saw before; then the payment has entered. */
+    /** Features 23 to 34 from what the terminal saw before; then the payment has entered. */
     void observeTerminal(Rows rows) {
         long hour = payment.eventMs / AccountWindow.HOUR_MS;
         byte[] terminal = terminal();
