@@ -1,7 +1,6 @@
 """A served model made smaller and faster, and what that costs: size, speed, precision, reasons.
 
-    pruned      neighbouring cells of a table are joined (`prune`), with a larger tolerance than when it was
-                trained
+    pruned      neighbouring cells of a table are joined (`prune`), beyond what training joined already
     quantised   a table's shares take 256 (int8) or 16 (int4) evenly spaced values, and neighbours that are
                 alike join. ONNX's tree operator holds float32 alone, so the gain is the nodes that go
     as tensors  no trees at all (`tensors`), the shares in float32 or in real int8: small, and for a GPU

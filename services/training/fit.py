@@ -187,13 +187,15 @@ def grow(train: Rows, features: Sequence[str], made: Plan, recipe: Recipe) -> Ad
         together = _Bags(made.pairs, recipe.leaves_pair, made.rounds_pair, recipe.bins_pair, base)
         dumps += [each.dump for each in _fits(train, features, recipe, together, scored=False)]
     model = from_lightgbm(dumps, features, weight=1 / recipe.bags)
-    if not model.tables:
-        raise TrainingError("No feature tells fraud from honest payments here. Give more events.")
     # Frauds are all kept when rows are thinned, so the background is drawn back to their true share.
     share = train.weight / train.weight.max()
     drawn = np.random.default_rng(recipe.seed).random(len(share)) <= share
-    explained = model.explained_by(train.x[drawn])
-    return pruned(explained, train.x, train.weight, recipe.prune) if recipe.prune else explained
+    model = model.explained_by(train.x[drawn])
+    if recipe.prune:
+        model = pruned(model, train.x, train.weight, recipe.prune)
+    if not model.tables:
+        raise TrainingError("No feature tells fraud from honest payments here. Give more events.")
+    return model
 
 
 def _fits(train: Rows, features: Sequence[str], recipe: Recipe, bags: _Bags, *, scored: bool) -> list[_Grown]:
