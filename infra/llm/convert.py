@@ -29,18 +29,24 @@ class Source(Protocol):
     path: Path
 
     @property
-    def shape(self) -> Shape: ...  # noqa: D102 - each source's own method says it
+    def shape(self) -> Shape:
+        """The model's sizes."""
 
     @property
-    def files(self) -> list[Path]: ...  # noqa: D102 - each source's own method says it
+    def files(self) -> list[Path]:
+        """What it is read from."""
 
-    def has(self, name: str) -> bool: ...  # noqa: D102 - each source's own method says it
+    def has(self, name: str) -> bool:
+        """Whether there is such a tensor."""
 
-    def vector(self, name: str) -> Floats: ...  # noqa: D102 - each source's own method says it
+    def vector(self, name: str) -> Floats:
+        """A tensor of one dimension."""
 
-    def matrix(self, name: str) -> Floats: ...  # noqa: D102 - each source's own method says it
+    def matrix(self, name: str) -> Floats:
+        """A tensor of two dimensions."""
 
-    def rotary_factors(self) -> Floats | None: ...  # noqa: D102 - each source's own method says it
+    def rotary_factors(self) -> Floats | None:
+        """What stretches each rotary frequency; None where nothing does."""
 
 
 @dataclass(frozen=True, slots=True)

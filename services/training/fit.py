@@ -94,7 +94,7 @@ class Recipe:
     bins: int = 255
     bins_pair: int = 32
     pairs_max: int = 64
-    # Below it nothing is lost that the figures show, and a row takes a third less time.
+    # Below it nothing is lost that the figures show, and a row takes less time.
     prune: float = 0.003
     # Rising functions of another feature: trees gain nothing from them, and reasons would be torn in two.
     left_out: tuple[str, ...] = ("amount_log",)

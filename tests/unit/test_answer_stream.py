@@ -160,13 +160,18 @@ def serving(*calls: Call, knows: bool = True) -> SimpleNamespace:
     return server
 
 
-async def test_closing_tells_the_model_and_whoever_still_reads(monkeypatch):
-    call = Call(answers=())
-    generation = Generation(TritonSettings(endpoint="127.0.0.1:1"), "llm")
+async def asking(monkeypatch, call):
+    """A client whose question has gone out, and who waits for the first piece of its answer."""
+    generation, stub = Generation(TritonSettings(endpoint="127.0.0.1:1"), "llm"), serving(call)
     monkeypatch.setattr(generation, "_stub", lambda: stub)
-    stub = serving(call)
     reading = asyncio.create_task(anext(generation.pieces("hello", tokens_max=3)))
     await until(lambda: call.written, "the question is asked")
+    return generation, reading
+
+
+async def test_closing_tells_the_model_and_whoever_still_reads(monkeypatch):
+    call = Call(answers=())
+    generation, reading = await asking(monkeypatch, call)
     await generation.close()
     with pytest.raises(ModelUnavailable, match="the client was closed"):
         await reading
@@ -178,11 +183,7 @@ async def test_closing_tells_the_model_and_whoever_still_reads(monkeypatch):
 async def test_closing_waits_for_no_server_that_hangs(monkeypatch):
     monkeypatch.setattr("weir.inference.generation._CLOSE_WITHIN_S", 0.05)
     call = Call(answers=(), ends=False)
-    generation = Generation(TritonSettings(endpoint="127.0.0.1:1"), "llm")
-    monkeypatch.setattr(generation, "_stub", lambda: stub)
-    stub = serving(call)
-    reading = asyncio.create_task(anext(generation.pieces("hello", tokens_max=3)))
-    await until(lambda: call.written, "the question is asked")
+    generation, reading = await asking(monkeypatch, call)
     await generation.close()
     assert call.is_cancelled
     with pytest.raises(ModelUnavailable, match="the client was closed"):

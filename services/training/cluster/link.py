@@ -30,7 +30,7 @@ LOOK_S = 1.0
 # What a figure's last bit depends on beside Weir's own code.
 PACKAGES = ("numpy", "lightgbm", "scikit-learn", "pyarrow", "numba", "distributed")
 # What Dask raises of a connection that is gone; RuntimeError once it has closed its pool.
-_LOST = (OSError, TimeoutError, RuntimeError)
+_LOST = (OSError, RuntimeError)
 _OWN_FILES = ("search.py", "evaluate.py", "cluster/link.py", "cluster/features.py", "cluster/trials.py")
 
 

@@ -80,10 +80,10 @@ def federate_risk(
     as_json: AsJson = False,
 ) -> None:
     """Train among banks on this machine, each in a process of its own, and compare."""
+    from services.training.command import recipe_of
     from services.training.federate.plan import Plan
     from services.training.federate.processes import run_here
     from services.training.federate.trial import Trial, agreed_days
-    from services.training.fit import Recipe
 
     def say(line: str) -> None:
         typer.echo(line, err=True)
@@ -116,16 +116,9 @@ def federate_risk(
     if out is not None:  # the comparison may take longer than the federation, and may be broken off
         out.write_text(json.dumps(made), encoding="utf-8")
     if outcome.rounds and trial:
-        recipe = Recipe(
-            seed=seed,
-            bags=settings.bags,
-            threads=settings.threads,
-            pairs_max=settings.pairs_max,
-            prune=settings.prune,
-        )
         made["comparison"] = trial.compare(
             outcome.model,
-            recipe,
+            recipe_of(settings, seed, quick=False),
             honest_max=settings.honest_rows_max,
             draws=settings.bootstrap_draws,
             say=say,

@@ -124,17 +124,22 @@ class Guard:
         """Why the last champion is to be put back; None where it is not."""
         seen, before = self._growth.counted, state.champion_before()
         why = degrades(seen, self._limits) if self._goes_on("champion", seen.degraded) else None
-        silent = why is not None and before is not None and self._is_new(state)
-        if silent and before is not None:
-            silent = not await self._answers(champion)
-            if silent and not await self._answers(before):
-                log.warning("guard_stands_by", why=f"{why}, but Triton does not answer for {before} either")
-                silent = False
-            # Triton may have come back between the two.
-            silent = silent and not await self._answers(champion)
+        silent = False
+        if why is not None and before is not None and self._is_new(state):
+            silent = await self._is_silent(champion, before, why)
         if not self._in_a_row("champion", silent):
             return None
         return f"{why}, and Triton answers for {before} but not for it"
+
+    async def _is_silent(self, champion: str, before: str, why: str) -> bool:
+        """Whether Triton answers for the last champion and not for this one."""
+        if await self._answers(champion):
+            return False
+        if not await self._answers(before):
+            log.warning("guard_stands_by", why=f"{why}, but Triton does not answer for {before} either")
+            return False
+        # Triton may have come back between the two.
+        return not await self._answers(champion)
 
     def _is_new(self, state: Stages) -> bool:
         """Whether two people made the champion one so lately that a guard may put the last one back."""
