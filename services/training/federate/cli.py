@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Train one risk model among several banks.", no_args_is_help=True)
 
 BANKS_MIN = 3
-# Fewer than [training] pairs_max: tables stay whole here, and 64 gained a little AUC, no average precision.
+# Fewer than [training] pairs_max: tables stay whole here, and each pair is traffic in every round of pairs.
 PAIRS = 16
 
 AsJson = Annotated[bool, typer.Option("--json", help="For programs: one JSON object.")]
